@@ -1,0 +1,34 @@
+# Everything lives in .venv; versions are held by constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+GRAPHS ?= ../shared/data/graphs/*.json
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help demo test lint bench clean
+
+help:  ## show this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/.made: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "circuitbase needs Python 3.11 or later; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.made  ## import graphs into the embedded engine, print scores and queries
+	$(BIN)/circuitbase demo --graphs '$(GRAPHS)'
+
+lint: $(VENV)/.made  ## ruff and the type checker
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint  ## everything, real Neo4j included
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.made  ## measure, side by side; see benchmarks/README.md
+	$(BIN)/python -m benchmarks.run
+
+clean:  ## remove what the above made
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache
