@@ -1,0 +1,214 @@
+"""A whole store as a folder, and back: backup, migration and repair in one.
+
+::
+
+    DIR/
+        circuitbase.json         written last: sets, labels, which graphs; its absence means an
+                                 interrupted export, which `dump` continues
+        graphs/{graph_id}.circuit
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from graphstore.files import read_graph, write_graph
+from tracer.errors import FormatError
+
+if TYPE_CHECKING:
+    from graphstore.store import Store
+
+__all__ = ["dump", "is_dump", "restore"]
+
+MANIFEST: Final = "circuitbase.json"
+_FORMAT: Final = "circuitbase export"
+_VERSION: Final = 1
+
+Progress = Callable[[int, int], None]
+
+_GRAPHS: Final = """
+MATCH (g:Graph) WHERE g.complete = true
+OPTIONAL MATCH (p:PromptSet)-[:INCLUDES]->(g)
+WITH g.graph_id AS graph_id, g.gno AS gno, collect(p.name) AS sets
+RETURN graph_id, sets ORDER BY gno
+"""
+_SETS: Final = """
+MATCH (p:PromptSet) RETURN p.name AS name, p.description AS description ORDER BY name
+"""
+_LABELS: Final = """
+MATCH (f:Feature) WHERE f.label IS NOT NULL
+RETURN f.feature_id AS feature_id, f.label AS label, f.label_source AS source ORDER BY feature_id
+"""
+
+
+def dump(store: Store, folder: str | Path, progress: Progress | None = None) -> int:
+    """Write every graph, set and label of a store into a folder.
+
+    Parameters
+    ----------
+    store
+        The store; it may be written meanwhile, graphs that come later are left out.
+    folder
+        New or empty, or what an interrupted export left.
+    progress
+        Called with how many graphs are written, and how many there are.
+
+    Returns
+    -------
+    int
+        How many graphs the folder holds.
+
+    Raises
+    ------
+    FormatError
+        If the folder holds something else, or cannot be written.
+    """
+    place = Path(folder)
+    _prepare(place)
+    graphs = store.rows(_GRAPHS)
+    for done, row in enumerate(graphs, start=1):
+        path = place / "graphs" / f"{row['graph_id']}.circuit"
+        if not path.exists():  # files are written whole or not at all
+            write_graph(store.read(row["graph_id"]), path)
+        if progress is not None:
+            progress(done, len(graphs))
+    manifest = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "graphs": [{**row, "sets": sorted(row["sets"])} for row in graphs],
+        "sets": store.rows(_SETS),
+        "labels": store.rows(_LABELS),
+    }
+    text = json.dumps(manifest, indent=1, ensure_ascii=False)
+    try:
+        temporary = place / f"{MANIFEST}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(place / MANIFEST)
+    except OSError as error:
+        raise FormatError(
+            f"{place / MANIFEST}: cannot be written ({error})", "Free space and export again"
+        ) from error
+    return len(graphs)
+
+
+def is_dump(path: str | Path) -> bool:
+    """Whether a path is a folder that :func:`dump` finished."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+_ADD_LABELS: Final = """
+UNWIND $rows AS r
+MERGE (f:Feature {feature_id: r.feature_id})
+ON CREATE SET f.transcoder_id = r.transcoder_id, f.layer = r.layer, f.index = r.index
+WITH f, r WHERE f.label IS NULL
+SET f.label = r.label, f.label_source = r.source
+"""
+
+
+def restore(store: Store, folder: str | Path, progress: Progress | None = None) -> int:
+    """Take a folder made by :func:`dump` into a store; nothing stored is overwritten.
+
+    Returns
+    -------
+    int
+        How many graphs were new to the store.
+
+    Raises
+    ------
+    FormatError
+        If the manifest or a graph file cannot be read; what was read before is stored.
+    """
+    place = Path(folder)
+    manifest = _read_manifest(place)
+    for row in manifest["sets"]:
+        store.add_set(row["name"], row.get("description"))
+    # Before the graphs: a label of the manifest comes before the one in a graph's file.
+    labels = [_label_row(place, row) for row in manifest["labels"]]
+    for start in range(0, len(labels), 10_000):
+        store.change(_ADD_LABELS, rows=labels[start : start + 10_000])
+    new = 0
+    for done, row in enumerate(manifest["graphs"], start=1):
+        path = place / "graphs" / f"{row['graph_id']}.circuit"
+        graph = read_graph(path)
+        if graph.graph_id != row["graph_id"]:
+            raise FormatError(
+                f"{path}: holds graph {graph.graph_id}", "Export again: the folder was changed"
+            )
+        new += store.write(graph)
+        for name in row["sets"]:
+            store.write(graph, prompt_set=name)
+        if progress is not None:
+            progress(done, len(manifest["graphs"]))
+    return new
+
+
+def _prepare(place: Path) -> None:
+    try:
+        if (place / MANIFEST).exists():
+            raise FormatError(f"{place}: holds an export already", "Name a new folder")
+        if place.exists() and {entry.name for entry in place.iterdir()} - {"graphs"}:
+            raise FormatError(f"{place}: holds other files", "Name a new or empty folder")
+        (place / "graphs").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FormatError(
+            f"{place}: cannot be written ({error})", "Name a folder that can be made or written"
+        ) from error
+
+
+def _read_manifest(place: Path) -> dict[str, Any]:
+    path = place / MANIFEST
+    try:
+        manifest = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise FormatError(
+            f"{path}: cannot be read ({error})",
+            "An export without it was interrupted; export to the same folder again",
+        ) from error
+    except orjson.JSONDecodeError as error:
+        raise FormatError(f"{path}: is not JSON ({error})", "Export again") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
+        raise FormatError(f"{path}: is no circuitbase export", "Name a folder that export made")
+    if manifest.get("version") != _VERSION:
+        raise FormatError(
+            f"{path}: has version {manifest.get('version')}, this circuitbase knows {_VERSION}",
+            "Upgrade circuitbase (pip install --upgrade circuitbase)",
+        )
+    _check_rows(path, manifest, "graphs", {"graph_id": str, "sets": list})
+    _check_rows(path, manifest, "sets", {"name": str})
+    _check_rows(path, manifest, "labels", {"feature_id": str, "label": str})
+    for row in manifest["graphs"]:
+        if not (len(row["graph_id"]) == 16 and set(row["graph_id"]) <= set("0123456789abcdef")):
+            raise FormatError(f"{path}: {row['graph_id']!r} is no graph id", "Export again")
+    return manifest
+
+
+def _check_rows(path: Path, manifest: dict[str, Any], name: str, types: dict[str, type]) -> None:
+    rows = manifest.get(name)
+    if not isinstance(rows, list):
+        raise FormatError(f"{path}: {name} is not a list", "Export again")
+    for number, row in enumerate(rows):
+        for key, expected in types.items():
+            if not isinstance(row, dict) or not isinstance(row.get(key), expected):
+                raise FormatError(
+                    f"{path}: {name}[{number}].{key} is not a {expected.__name__}", "Export again"
+                )
+
+
+def _label_row(place: Path, row: dict[str, Any]) -> dict[str, Any]:
+    parts = row["feature_id"].rsplit("/", 2)
+    if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
+        raise FormatError(
+            f"{place / MANIFEST}: {row['feature_id']!r} is no feature id", "Export again"
+        )
+    return {
+        **row,
+        "source": row.get("source"),
+        "transcoder_id": parts[0],
+        "layer": int(parts[1]),
+        "index": int(parts[2]),
+    }

@@ -1,0 +1,144 @@
+"""Removing graphs: out of every summary first, in one transaction; then the rest, in batches.
+
+After the first transaction the graph is incomplete, so no reader sees a part of it; a kill in
+between leaves what an interrupted writer leaves, and is cleaned up the same way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import neo4j
+
+from graphstore.schema import VAULT
+
+if TYPE_CHECKING:
+    from graphstore.store import Store
+
+__all__ = ["HEARTBEAT_LIMIT", "interrupted", "remove_graph", "remove_unused_features"]
+
+HEARTBEAT_LIMIT: Final = 600  # seconds without a heartbeat after which a writer is taken for gone
+_BATCH: Final = 5_000
+
+_LOCK: Final = "MATCH (v:Vault {vault_id: $vault}) SET v.claims = coalesce(v.claims, 0) + 1"
+_WITHDRAW_EDGES: Final = """
+MATCH (g:Graph {graph_id: $graph_id})-[:HAS_EDGE]->(x:FeatureEdge)
+WITH x, x.graphs AS graphs, x.shares AS shares, x.weights AS weights, g.gno AS gno
+WITH x, [i IN range(0, size(graphs) - 1) WHERE graphs[i] <> gno] AS kept,
+     graphs, shares, weights
+WITH x, [i IN kept | graphs[i]] AS graphs, [i IN kept | shares[i]] AS shares,
+     [i IN kept | weights[i]] AS weights
+SET x.graphs = graphs, x.shares = shares, x.weights = weights, x.n_graphs = size(graphs),
+    x.sum_share = reduce(z = 0.0, y IN shares | z + y),
+    x.sum_weight = reduce(z = 0.0, y IN weights | z + y)
+RETURN collect(x.edge_id) AS touched
+"""
+# Collected first, deleted then: the embedded engine skips relationships that a statement deletes
+# while it walks them.
+_DROP_HAS_EDGE: Final = """
+MATCH (:Graph {graph_id: $graph_id})-[h:HAS_EDGE]->(:FeatureEdge)
+WITH collect(h) AS all_of_them UNWIND all_of_them AS h DELETE h
+"""
+_DROP_EDGES: Final = """
+UNWIND $ids AS id
+MATCH (x:FeatureEdge {edge_id: id}) WHERE x.n_graphs = 0
+DELETE x
+"""
+_WITHDRAW_FEATURES: Final = """
+MATCH (:Graph {graph_id: $graph_id})-[h:HAS_FEATURE]->(:Feature)
+WITH collect(h) AS all_of_them UNWIND all_of_them AS h DELETE h
+"""
+_WITHDRAW: Final = """
+MATCH (g:Graph {graph_id: $graph_id}) SET g.complete = false, g.heartbeat = 0 REMOVE g.writer
+"""
+_NODE_IDS: Final = """
+MATCH (:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node) WITH n LIMIT $limit
+OPTIONAL MATCH (n)-[:INSTANCE_OF]->(f:Feature)
+RETURN collect(n.node_id) AS nodes, collect(DISTINCT f.feature_id) AS features
+"""
+_DROP_NODES: Final = "UNWIND $ids AS id MATCH (n:Node {node_id: id}) DETACH DELETE n"
+_DROP_SUPERNODES: Final = """
+MATCH (s:Supernode {graph_id: $graph_id})
+WITH collect(s) AS all_of_them UNWIND all_of_them AS s DETACH DELETE s
+"""
+_DROP_GRAPH: Final = "MATCH (g:Graph {graph_id: $graph_id}) DETACH DELETE g"
+_WRITING: Final = """
+MATCH (g:Graph) WHERE g.complete = false AND g.graph_id <> $graph_id AND g.heartbeat > 0
+RETURN count(g) AS n
+"""
+_UNUSED: Final = """
+UNWIND $ids AS id
+MATCH (f:Feature {feature_id: id})
+WHERE f.label IS NULL AND f.statistics IS NULL
+  AND NOT (f)<-[:INSTANCE_OF]-() AND NOT (f)<-[:HAS_FEATURE]-() AND NOT (f)-[:VIRTUAL]-()
+RETURN collect(f.feature_id) AS ids
+"""
+_DROP_FEATURES: Final = "UNWIND $ids AS id MATCH (f:Feature {feature_id: id}) DELETE f"
+
+
+def remove_graph(store: Store, graph_id: str) -> None:
+    """Remove a graph, complete or not, and what only it used; safe to repeat after a kill.
+
+    Features with a label, statistics or global weights stay, and so do sets that become empty.
+    """
+    store.transact(lambda tx: _withdraw(tx, graph_id))
+    store.change(_DROP_SUPERNODES, graph_id=graph_id)
+    while store.transact(lambda tx: _remove_batch(tx, graph_id)):
+        pass
+    store.change(_DROP_GRAPH, graph_id=graph_id)
+
+
+def _withdraw(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
+    tx.run(_LOCK, vault=VAULT).consume()
+    touched = tx.run(_WITHDRAW_EDGES, graph_id=graph_id).single()
+    tx.run(_DROP_HAS_EDGE, graph_id=graph_id).consume()
+    if touched is not None and touched["touched"]:
+        tx.run(_DROP_EDGES, ids=touched["touched"]).consume()
+    tx.run(_WITHDRAW_FEATURES, graph_id=graph_id).consume()
+    tx.run(_WITHDRAW, graph_id=graph_id).consume()
+
+
+def _remove_batch(tx: neo4j.ManagedTransaction, graph_id: str) -> int:
+    tx.run(_LOCK, vault=VAULT).consume()
+    found = tx.run(_NODE_IDS, graph_id=graph_id, limit=_BATCH).single(strict=True)
+    if not found["nodes"]:
+        return 0
+    tx.run(_DROP_NODES, ids=found["nodes"]).consume()
+    # Somebody who is writing may have counted on a feature that nothing uses yet.
+    if tx.run(_WRITING, graph_id=graph_id).single(strict=True)["n"] == 0:
+        unused = tx.run(_UNUSED, ids=found["features"]).single(strict=True)["ids"]
+        tx.run(_DROP_FEATURES, ids=unused).consume()
+    return len(found["nodes"])
+
+
+_ALL_UNUSED: Final = """
+MATCH (f:Feature)
+WHERE f.label IS NULL AND f.statistics IS NULL
+  AND NOT (f)<-[:INSTANCE_OF]-() AND NOT (f)<-[:HAS_FEATURE]-() AND NOT (f)-[:VIRTUAL]-()
+RETURN f.feature_id AS feature_id
+"""
+
+
+def remove_unused_features(store: Store) -> int:
+    """Remove features that no graph, label or statistic uses; the number removed."""
+
+    def work(tx: neo4j.ManagedTransaction) -> int:
+        tx.run(_LOCK, vault=VAULT).consume()
+        if tx.run(_WRITING, graph_id="").single(strict=True)["n"]:
+            return 0
+        ids = [record["feature_id"] for record in tx.run(_ALL_UNUSED)]
+        tx.run(_DROP_FEATURES, ids=ids).consume()
+        return len(ids)
+
+    return store.transact(work)
+
+
+_INTERRUPTED: Final = """
+MATCH (g:Graph) WHERE g.complete = false
+RETURN g.graph_id AS graph_id, (timestamp() - coalesce(g.heartbeat, 0)) / 1000.0 AS silent
+"""
+
+
+def interrupted(store: Store, *, silent_for: float = HEARTBEAT_LIMIT) -> list[str]:
+    """Ids of incomplete graphs whose writer has given no sign for so many seconds."""
+    return [row["graph_id"] for row in store.rows(_INTERRUPTED) if row["silent"] >= silent_for]

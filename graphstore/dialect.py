@@ -1,0 +1,91 @@
+"""Where the two engines truly differ; everything else speaks one Cypher.
+
+==================  ==============================  ==============================================
+what                Neo4j                           ArcadeDB (embedded)
+==================  ==============================  ==============================================
+reading only        the server enforces the mode    schema statements ignore it: refused here
+listing             ``SHOW CONSTRAINTS``            the same, other column order
+indexes             always true to the data         once seen to lose a record: checked, made anew
+==================  ==============================  ==============================================
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from graphstore.schema import schema_statements
+from tracer.errors import QueryError
+
+if TYPE_CHECKING:
+    from graphstore.store import Store
+
+__all__ = ["constraints", "keys_not_found", "rebuild_index", "refuse_schema_statement"]
+
+_COMMENT: Final = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_SCHEMA: Final = re.compile(
+    r"^\s*(create|drop|alter)\s+(or\s+replace\s+)?"
+    r"((range|text|point|fulltext|vector|lookup)\s+)?(index|constraint|database|user|role)\b",
+    re.IGNORECASE,
+)
+_DROP: Final = "DROP CONSTRAINT {0}_key IF EXISTS"
+
+
+def refuse_schema_statement(store: Store, name: str, text: str) -> None:
+    """Refuse a schema statement where only reading is allowed.
+
+    Raises
+    ------
+    QueryError
+        If the embedded engine would run it in spite of the transaction's mode.
+    """
+    if store.engine == "arcadedb" and _SCHEMA.match(_COMMENT.sub(" ", text)):
+        raise QueryError(
+            f"{name} would change the schema",
+            "Allow it with write=True (--write on the command line)",
+        )
+
+
+def constraints(store: Store) -> list[dict[str, Any]]:
+    """Uniqueness constraints: ``labels`` and ``properties`` of each."""
+    return [
+        {"labels": row["labelsOrTypes"], "properties": row["properties"]}
+        for row in store.rows("SHOW CONSTRAINTS")
+    ]
+
+
+# Labels and keys cannot be parameters; these are all that is ever asked for.
+_ALL: Final = {
+    "Graph": "MATCH (x:Graph) RETURN collect(x.graph_id) AS ids",
+    "Feature": "MATCH (x:Feature) RETURN collect(x.feature_id) AS ids",
+    "FeatureEdge": "MATCH (x:FeatureEdge) RETURN collect(x.edge_id) AS ids",
+    "PromptSet": "MATCH (x:PromptSet) RETURN collect(x.name) AS ids",
+}
+_BY_KEY: Final = {
+    "Graph": "UNWIND $ids AS id MATCH (x:Graph {graph_id: id}) RETURN collect(id) AS ids",
+    "Feature": "UNWIND $ids AS id MATCH (x:Feature {feature_id: id}) RETURN collect(id) AS ids",
+    "FeatureEdge": "UNWIND $ids AS id MATCH (x:FeatureEdge {edge_id: id}) "
+    "RETURN collect(id) AS ids",
+    "PromptSet": "UNWIND $ids AS id MATCH (x:PromptSet {name: id}) RETURN collect(id) AS ids",
+}
+
+
+def keys_not_found(store: Store, label: str) -> list[str]:
+    """Keys that a scan of a label finds and its index does not."""
+    scanned = store.rows(_ALL[label])[0]["ids"]
+    found: set[str] = set()
+    for start in range(0, len(scanned), 20_000):
+        found.update(store.rows(_BY_KEY[label], ids=scanned[start : start + 20_000])[0]["ids"])
+    return sorted(set(scanned) - found)
+
+
+def rebuild_index(store: Store, label: str) -> None:
+    """Drop the constraint on a label's key, with its index, and make it anew from the records.
+
+    The embedded engine's own ``REBUILD INDEX *`` was seen to drop every constraint of a store and
+    keep them from being made again.
+    """
+    drop = _DROP.format(label.lower())
+    store.change(drop)
+    for statement in schema_statements():
+        store.change(statement)

@@ -1,0 +1,452 @@
+"""A store of attribution graphs: the one class that people hold."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import neo4j
+import pandas as pd
+from neo4j import graph as neo4j_graph
+
+from graphstore import dialect
+from graphstore.connection import Connection, Engine, open_connection, translated
+from graphstore.deleting import interrupted, remove_graph
+from graphstore.reading import read_stored_graph
+from graphstore.schema import ensure_schema
+from graphstore.writing import write_graph_to
+from tracer.errors import NotFoundError, QueryError, StoreError, nearest
+from tracer.graph import AttributionGraph
+
+__all__ = ["Store", "connect"]
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+def connect(
+    target: str | Path | None = None,
+    *,
+    auth: Any = None,
+    database: str | None = None,
+    driver: neo4j.Driver | None = None,
+) -> Store:
+    """Open a store.
+
+    Parameters
+    ----------
+    target
+        A folder (the embedded engine), or the address of a Neo4j server (``bolt://…``,
+        ``neo4j://…``). Without it: ``$NEO4J_URI``, else ``$CIRCUITBASE_STORE``, else
+        ``./circuits.db``.
+    auth
+        ``(user, password)`` of a server; else ``$NEO4J_USERNAME``, ``$NEO4J_PASSWORD``.
+    database
+        A server's database; else ``$NEO4J_DATABASE``, else the server's default.
+    driver
+        A driver of your own, used instead of an address and never closed by us.
+
+    Returns
+    -------
+    Store
+        Use it in a ``with`` statement, or close it.
+
+    Raises
+    ------
+    StoreConnectionError
+        If no server answers or it refuses the credentials.
+    StoreLockedError
+        If another process holds the embedded store and does not answer.
+    SchemaVersionError
+        If the store was written by another version.
+    """
+    connection = open_connection(target, auth=auth, database=database, driver=driver)
+    store = Store(connection)
+    try:
+        ensure_schema(store)
+        if connection.embedded is not None and connection.embedded.first_use():
+            # Nobody else can be writing: what is incomplete was interrupted.
+            for graph_id in interrupted(store, silent_for=0):
+                log.warning("removing graph %s, whose writing was interrupted", graph_id)
+                remove_graph(store, graph_id)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+class Store:
+    """Attribution graphs in a graph database; made by :func:`connect`.
+
+    Attributes
+    ----------
+    driver
+        The ``neo4j`` driver, for whatever this class does not do.
+    engine
+        ``"neo4j"`` or ``"arcadedb"``.
+    address
+        Where the store is, for messages.
+    embedded
+        The engine in this process or another one's, if the store is embedded.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.driver = connection.driver
+        self.database = connection.database
+        self.engine: Engine = connection.engine
+        self.address = connection.address
+        self.embedded = connection.embedded
+        self._open = True
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {self.address} ({self.engine}{'' if self._open else ', closed'})>"
+
+    def close(self) -> None:
+        """Close the connection, and the embedded engine if nobody else uses it."""
+        if self._open:
+            self._open = False
+            self._connection.close()
+
+    # Graphs ------------------------------------------------------------------------------------
+
+    def write(self, graph: AttributionGraph, prompt_set: str | None = None) -> bool:
+        """Store a graph, with everything the sparse solve knows of it.
+
+        Readers see the whole graph or nothing. A graph that is stored already is left as it is;
+        labels it brings for unlabelled features and its place in `prompt_set` are added.
+
+        Parameters
+        ----------
+        graph
+            The graph; its features need a transcoder.
+        prompt_set
+            Name of the set that includes it; made if new.
+
+        Returns
+        -------
+        bool
+            Whether the graph is new to the store.
+        """
+        return write_graph_to(self, graph, prompt_set)
+
+    def write_many(
+        self,
+        graphs: Iterable[AttributionGraph],
+        prompt_set: str | None = None,
+        progress: Callable[[AttributionGraph, bool], None] | None = None,
+    ) -> int:
+        """Store graphs one after another; the number that were new.
+
+        Parameters
+        ----------
+        graphs
+            Any iterable; each is stored before the next is asked for.
+        prompt_set
+            As in :meth:`write`.
+        progress
+            Called after each graph with it and whether it was new.
+        """
+        count = 0
+        for graph in graphs:
+            new = self.write(graph, prompt_set)
+            count += new
+            if progress is not None:
+                progress(graph, new)
+        return count
+
+    def read(self, graph_id: str) -> AttributionGraph:
+        """Read a graph back, equal to the one written.
+
+        Raises
+        ------
+        NotFoundError
+            If no complete graph has this id.
+        """
+        return read_stored_graph(self, self._known(graph_id))
+
+    def delete(self, graph_id: str) -> None:
+        """Remove a graph and what only it used.
+
+        Features with a label, statistics or global weights stay; sets stay, even empty.
+
+        Raises
+        ------
+        NotFoundError
+            If no complete graph has this id.
+        """
+        remove_graph(self, self._known(graph_id))
+
+    def graphs(self, prompt_set: str | None = None) -> pd.DataFrame:
+        """One row a stored graph, in the order stored.
+
+        Columns: graph_id, slug, prompt, model_id, transcoder_id, nodes, edges, features,
+        prompt_sets, created_at, stored_at.
+        """
+        if prompt_set is not None:
+            self._known_set(prompt_set)
+        found = self.rows(
+            """
+            MATCH (g:Graph) WHERE g.complete = true
+            OPTIONAL MATCH (p:PromptSet)-[:INCLUDES]->(g)
+            WITH g, collect(p.name) AS sets
+            WHERE $prompt_set IS NULL OR $prompt_set IN sets
+            RETURN g.graph_id AS graph_id, g.slug AS slug, g.prompt AS prompt,
+                   g.model_id AS model_id, g.transcoder_id AS transcoder_id, g.n_nodes AS nodes,
+                   g.n_edges AS edges, g.n_features AS features, sets AS prompt_sets,
+                   g.created_at AS created_at, g.stored_at AS stored_at, g.gno AS gno
+            ORDER BY gno
+            """,
+            prompt_set=prompt_set,
+        )
+        columns = [
+            *("graph_id", "slug", "prompt", "model_id", "transcoder_id", "nodes", "edges"),
+            *("features", "prompt_sets", "created_at", "stored_at"),
+        ]
+        table = pd.DataFrame(found, columns=columns)
+        table["prompt_sets"] = [sorted(sets) for sets in table["prompt_sets"]]
+        return table
+
+    def find(self, name: str) -> str:
+        """Id of the graph that has this id, this beginning of an id, or this slug.
+
+        Raises
+        ------
+        NotFoundError
+            If none has, or more than one; the message suggests.
+        """
+        found = self.rows(
+            "MATCH (g:Graph) WHERE g.complete = true RETURN g.graph_id AS id, g.slug AS slug"
+        )
+        for matches in (
+            [row["id"] for row in found if row["id"] == name],
+            [row["id"] for row in found if row["slug"] == name],
+            [row["id"] for row in found if len(name) >= 4 and row["id"].startswith(name)],
+        ):
+            if len(matches) == 1:
+                return str(matches[0])
+            if matches:
+                raise NotFoundError(
+                    f"{len(matches)} graphs are called {name!r}: {', '.join(matches[:4])}",
+                    "Name one by its id",
+                )
+        known = [row["id"] for row in found] + [row["slug"] for row in found if row["slug"]]
+        raise NotFoundError(
+            f"no graph {name!r} is stored",
+            nearest(name, known) or "circuitbase graphs lists what is",
+        )
+
+    # Sets, supernodes, labels ------------------------------------------------------------------
+
+    def sets(self) -> pd.DataFrame:
+        """One row a prompt set: name, description, graphs."""
+        found = self.rows(
+            """
+            MATCH (p:PromptSet)
+            OPTIONAL MATCH (p)-[:INCLUDES]->(g:Graph) WHERE g.complete = true
+            WITH p, count(g) AS graphs
+            RETURN p.name AS name, p.description AS description, graphs ORDER BY name
+            """
+        )
+        return pd.DataFrame(found, columns=["name", "description", "graphs"])
+
+    def add_set(self, name: str, description: str | None = None) -> None:
+        """Make a prompt set, or describe one."""
+        self.change(
+            "MERGE (p:PromptSet {name: $name}) "
+            "SET p.description = coalesce($description, p.description)",
+            name=name,
+            description=description,
+        )
+
+    def group(
+        self, graph_id: str, name: str, node_ids: Sequence[str], author: str | None = None
+    ) -> str:
+        """Group nodes of a graph under a name: a supernode.
+
+        Parameters
+        ----------
+        graph_id, name
+            The graph, and what to call the group.
+        node_ids
+            Nodes by key (``feature/12/4711/8``), node id, or id in the graph's file.
+        author
+            Who grouped them.
+
+        Returns
+        -------
+        str
+            Id of the supernode.
+        """
+        from graphstore.grouping import group_nodes
+
+        return group_nodes(self, self._known(graph_id), name, node_ids, author)
+
+    def label(self, labels: pd.DataFrame, source: str) -> int:
+        """Label features, replacing the labels they have.
+
+        Parameters
+        ----------
+        labels
+            Columns ``feature_id`` (``{transcoder_id}/{layer}/{index}``) and ``label``.
+        source
+            Where the labels are from; kept with each.
+
+        Returns
+        -------
+        int
+            How many features were labelled; those not yet seen in a graph are made.
+        """
+        from graphstore.grouping import label_features
+
+        return label_features(self, labels, source)
+
+    # Checking ----------------------------------------------------------------------------------
+
+    def verify(
+        self, repair: bool = False, progress: Callable[[int, int], None] | None = None
+    ) -> pd.DataFrame:
+        """Check every invariant of the store; changes nothing unless asked to repair.
+
+        Parameters
+        ----------
+        repair
+            First remove what interrupted writers left (no heartbeat for ten minutes) and
+            features that nothing uses, and make missing constraints and damaged indexes anew.
+        progress
+            Called with how many graphs are checked, and how many there are.
+
+        Returns
+        -------
+        DataFrame
+            One row a problem: ``check``, ``id``, ``problem``; empty if the store is sound.
+        """
+        from graphstore.verifying import verify_store
+
+        return verify_store(self, repair=repair, progress=progress)
+
+    # Cypher ------------------------------------------------------------------------------------
+
+    def cypher(self, text: str, /, *, write: bool = False, **parameters: Any) -> pd.DataFrame:
+        """Run a query of your own.
+
+        Only graphs with ``complete = true`` are whole; ask for them.
+
+        Parameters
+        ----------
+        text
+            Cypher; values belong in `parameters`, never in the text.
+        write
+            Allow it to change the store.
+
+        Returns
+        -------
+        DataFrame
+            One column a returned name; nodes and relationships as dictionaries.
+
+        Raises
+        ------
+        QueryError
+            If the engine refuses the text, or it would write without `write`.
+        """
+        return self.run_named("query", text, parameters, write=write)
+
+    def run_named(
+        self, name: str, text: str, parameters: Mapping[str, Any], *, write: bool = False
+    ) -> pd.DataFrame:
+        """Run a query; its errors carry `name`."""
+
+        def work(tx: neo4j.ManagedTransaction) -> tuple[list[str], list[list[Any]]]:
+            result = tx.run(text, dict(parameters))
+            keys = list(result.keys())
+            values = [[_plain(value) for value in record.values()] for record in result]
+            if not write and result.consume().counters.contains_updates:
+                raise _would_write(name)
+            return keys, values
+
+        self._check_open()
+        if not write:
+            dialect.refuse_schema_statement(self, name, text)
+        with translated(self.address, name), self._session(write) as session:
+            keys, values = (session.execute_write if write else session.execute_read)(work)
+        return pd.DataFrame(values, columns=keys)
+
+    def rows(self, text: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Run a statement that reads; one dictionary a row."""
+
+        def work(tx: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
+            return [dict(record) for record in tx.run(text, parameters)]
+
+        self._check_open()
+        with translated(self.address), self._session(False) as session:
+            return session.execute_read(work)
+
+    def change(self, text: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Run one statement that writes, in a transaction of its own; one dictionary a row."""
+        return self.transact(lambda tx: [dict(record) for record in tx.run(text, parameters)])
+
+    def transact(self, work: Callable[[neo4j.ManagedTransaction], T]) -> T:
+        """Run a function in one write transaction, again if the engine says that this helps."""
+        self._check_open()
+        with translated(self.address), self._session(True) as session:
+            return session.execute_write(work)
+
+    def _session(self, write: bool) -> neo4j.Session:
+        mode = neo4j.WRITE_ACCESS if write else neo4j.READ_ACCESS
+        return self.driver.session(database=self.database, default_access_mode=mode)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise StoreError(f"store {self.address} is closed", "Connect again")
+
+    def _known(self, graph_id: str) -> str:
+        """Return the id if a complete graph has it."""
+        found = self.rows(
+            "MATCH (g:Graph {graph_id: $graph_id}) WHERE g.complete = true RETURN g.graph_id AS id",
+            graph_id=graph_id,
+        )
+        return str(found[0]["id"]) if found else self.find(graph_id)
+
+    def _known_set(self, name: str) -> None:
+        known = [row["name"] for row in self.rows("MATCH (p:PromptSet) RETURN p.name AS name")]
+        if name not in known:
+            raise NotFoundError(
+                f"no prompt set {name!r} is stored",
+                nearest(name, known) or "circuitbase sets lists what is",
+            )
+
+
+def _plain(value: Any) -> Any:
+    """Nodes and relationships as dictionaries of their properties, paths as lists of them."""
+    if isinstance(value, neo4j_graph.Node | neo4j_graph.Relationship):
+        return dict(value)
+    if isinstance(value, neo4j_graph.Path):
+        return [
+            dict(part)
+            for pair in zip(value.nodes, [*value.relationships, None], strict=True)
+            for part in pair
+            if part is not None
+        ]
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _would_write(name: str) -> QueryError:
+    return QueryError(
+        f"{name} would change the store", "Allow it with write=True (--write on the command line)"
+    )

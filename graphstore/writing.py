@@ -1,0 +1,338 @@
+"""Writing a graph: batches that no reader sees, then one transaction that makes it count.
+
+A graph's node is created first, ``complete = false``, with the writer's id and a heartbeat; nodes
+and edges follow in batches. The last transaction locks the vault, gives the graph its number,
+writes the summaries across prompts (HAS_FEATURE, FeatureEdge) and sets ``complete = true``. A kill
+at any moment leaves either the whole graph or an incomplete one, which readers never ask for.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import neo4j
+from neo4j import exceptions as neo4j_errors
+
+from graphstore.deleting import HEARTBEAT_LIMIT, remove_graph
+from graphstore.rows import GraphRows, edge_id
+from graphstore.schema import VAULT
+from tracer.errors import StoreError
+from tracer.graph import AttributionGraph
+
+if TYPE_CHECKING:
+    from graphstore.store import Store
+
+__all__ = ["write_graph_to"]
+
+# Rows a transaction: enough to make its fixed cost small, few enough for a small server's heap.
+_TRANSACTION_ROWS: Final = 20_000
+_STATEMENT_ROWS: Final = 10_000
+_POLL: Final = 0.5  # seconds between looks at another writer's progress
+
+# A statement with its parameters and how many rows it writes.
+Step = tuple[str, dict[str, Any], int]
+Hook = Callable[[neo4j.ManagedTransaction, str], None]
+
+
+def write_graph_to(store: Store, graph: AttributionGraph, prompt_set: str | None) -> bool:
+    """Write one graph; see :meth:`graphstore.Store.write`.
+
+    Returns
+    -------
+    bool
+        Whether the graph is new to the store.
+    """
+    rows = GraphRows(graph)
+    claim = Claim(store, graph.graph_id)
+    if claim.take():
+        for steps in _grouped(_steps(rows)):
+            claim.run(steps)
+        claim.run(_publication(rows, prompt_set), before=number_graph, after=_check_counts(rows))
+        return True
+    store.transact(lambda tx: run_steps(tx, _additions(rows, prompt_set)))
+    return False
+
+
+# Claiming a graph ------------------------------------------------------------------------------
+
+_STATE: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+RETURN g.complete AS complete, g.heartbeat AS heartbeat, timestamp() AS now
+"""
+# The vault is locked so that nobody removes unused features between a claim and its batches.
+_CLAIM: Final = """
+MATCH (v:Vault {vault_id: $vault}) SET v.claims = coalesce(v.claims, 0) + 1
+CREATE (:Graph {graph_id: $graph_id, complete: false, writer: $writer, heartbeat: timestamp()})
+"""
+_HOLD: Final = """
+MATCH (g:Graph {graph_id: $graph_id, writer: $writer}) WHERE g.complete = false
+SET g.heartbeat = timestamp() RETURN g.graph_id AS graph_id
+"""
+
+
+class Claim:
+    """The right to write one graph, renewed and checked in every transaction."""
+
+    def __init__(self, store: Store, graph_id: str) -> None:
+        self.store = store
+        self.graph_id = graph_id
+        self.writer = uuid.uuid4().hex
+
+    def take(self) -> bool:
+        """Make the graph's node, or wait for whoever is writing it; True if it is ours."""
+        while True:
+            found = self.store.rows(_STATE, graph_id=self.graph_id)
+            if not found:
+                try:
+                    self.store.change(
+                        _CLAIM, vault=VAULT, graph_id=self.graph_id, writer=self.writer
+                    )
+                except StoreError as error:
+                    if isinstance(error.__cause__, neo4j_errors.ConstraintError):
+                        continue  # another writer was faster
+                    raise
+                return True
+            state = found[0]
+            if state["complete"]:
+                return False
+            if state["now"] - (state["heartbeat"] or 0) > HEARTBEAT_LIMIT * 1000:
+                remove_graph(self.store, self.graph_id)
+            else:
+                time.sleep(_POLL)
+
+    def run(
+        self, steps: list[Step], *, before: Hook | None = None, after: Hook | None = None
+    ) -> None:
+        """Run statements in one transaction that fails if the claim was lost."""
+
+        def work(tx: neo4j.ManagedTransaction) -> None:
+            held = tx.run(_HOLD, graph_id=self.graph_id, writer=self.writer).single()
+            if held is None:
+                raise StoreError(
+                    f"graph {self.graph_id} was taken over by another writer",
+                    "This process was silent too long; write the graph again",
+                )
+            for hook, when in ((before, "before"), (after, "after")):
+                if when == "after":
+                    run_steps(tx, steps)
+                if hook is not None:
+                    hook(tx, self.graph_id)
+
+        self.store.transact(work)
+
+
+def run_steps(tx: neo4j.ManagedTransaction, steps: list[Step]) -> None:
+    """Run statements in order, each to its end."""
+    for text, parameters, _ in steps:
+        tx.run(text, parameters).consume()
+
+
+# The batches -----------------------------------------------------------------------------------
+
+_FEATURES: Final = """
+UNWIND $rows AS r
+MERGE (f:Feature {feature_id: r[0]})
+ON CREATE SET f.layer = r[1], f.index = r[2], f.transcoder_id = $transcoder_id
+"""
+_NODES: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+UNWIND $rows AS r
+CREATE (g)-[:CONTAINS]->(n:Node) SET n = r
+"""
+_FEATURE_NODES: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+UNWIND $rows AS r
+MATCH (f:Feature {feature_id: r[0]})
+CREATE (g)-[:CONTAINS]->(n:Node)-[:INSTANCE_OF]->(f) SET n = r[1]
+"""
+# Rows of a graph's links name nodes by their place in one ordered list: faster than an index
+# look-up for each end. A property that a graph does not have is null, which stores nothing.
+_EDGES: Final = """
+MATCH (g:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node)
+WITH n ORDER BY n.ord
+WITH collect(n) AS ns
+UNWIND $rows AS r
+WITH ns[r[0]] AS a, ns[r[1]] AS b, r
+CREATE (a)-[:CONTRIBUTES {weight: r[2], share: r[3], score: r[4], share_full: r[5],
+                          residual: r[6], attention: r[7]}]->(b)
+"""
+_SUPERNODES: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+UNWIND $rows AS r
+CREATE (s:Supernode {supernode_id: r.supernode_id})
+SET s.name = r.name, s.author = r.author, s.ord = r.ord, s.graph_id = $graph_id
+WITH g, s, r
+MATCH (g)-[:CONTAINS]->(n:Node) WHERE n.ord IN r.members
+CREATE (s)-[:GROUPS]->(n)
+"""
+
+
+def _steps(rows: GraphRows) -> Iterator[Step]:
+    """Statements that write features, nodes, edges and supernodes, in order."""
+    graph_id = rows.graph.graph_id
+    features = rows.features[["feature_id", "layer", "index"]].to_numpy().tolist()
+    for batch in _batches(features):
+        parameters = {"rows": batch, "transcoder_id": rows.graph.transcoder_id}
+        yield _FEATURES, parameters, len(batch)
+    of_features = [
+        [feature_id, node]
+        for feature_id, node in zip(rows.graph.feature_ids, rows.nodes, strict=True)
+        if feature_id is not None
+    ]
+    others = [node for node in rows.nodes if node["kind"] != "feature"]
+    for text, nodes in ((_FEATURE_NODES, of_features), (_NODES, others)):
+        for batch in _batches(nodes):
+            yield text, {"graph_id": graph_id, "rows": batch}, 2 * len(batch)
+    for batch in edge_batches(rows):
+        yield _EDGES, {"graph_id": graph_id, "rows": batch}, len(batch)
+    for batch in _batches(rows.supernodes):
+        yield _SUPERNODES, {"graph_id": graph_id, "rows": batch}, len(batch)
+
+
+def edge_batches(rows: GraphRows) -> Iterator[list[list[Any]]]:
+    """Edges as rows ``[source row, target row, *EDGE_COLUMNS]``, a batch at a time."""
+    sources, targets, columns = rows.edges
+    for start in range(0, len(sources), _STATEMENT_ROWS):
+        part = slice(start, start + _STATEMENT_ROWS)
+        size = len(sources[part])
+        lists = [[None] * size if column is None else column[part].tolist() for column in columns]
+        ends = (sources[part].tolist(), targets[part].tolist())
+        yield [list(row) for row in zip(*ends, *lists, strict=True)]
+
+
+def _batches(rows: Sequence[Any]) -> Iterator[list[Any]]:
+    for start in range(0, len(rows), _STATEMENT_ROWS):
+        yield list(rows[start : start + _STATEMENT_ROWS])
+
+
+def _grouped(steps: Iterator[Step]) -> Iterator[list[Step]]:
+    """Pack consecutive steps into transactions of a bounded number of rows."""
+    group: list[Step] = []
+    size = 0
+    for step in steps:
+        if group and size + step[2] > _TRANSACTION_ROWS:
+            yield group
+            group, size = [], 0
+        group.append(step)
+        size += step[2]
+    if group:
+        yield group
+
+
+# The last transaction --------------------------------------------------------------------------
+
+_NUMBER: Final = """
+MATCH (v:Vault {vault_id: $vault}) SET v.next_gno = v.next_gno + 1
+WITH v.next_gno - 1 AS gno
+MATCH (g:Graph {graph_id: $graph_id}) SET g.gno = gno
+RETURN gno
+"""
+_HAS_FEATURE: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+UNWIND $rows AS id
+MATCH (f:Feature {feature_id: id})
+CREATE (g)-[:HAS_FEATURE]->(f)
+"""
+_FEATURE_EDGES: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+UNWIND $rows AS r
+MERGE (x:FeatureEdge {edge_id: r[0]})
+ON CREATE SET x.source = r[1], x.target = r[2], x.n_graphs = 0, x.sum_share = 0.0,
+              x.sum_weight = 0.0, x.graphs = [], x.shares = [], x.weights = []
+SET x.n_graphs = x.n_graphs + 1, x.sum_share = x.sum_share + r[3],
+    x.sum_weight = x.sum_weight + r[4], x.graphs = x.graphs + g.gno,
+    x.shares = x.shares + r[3], x.weights = x.weights + r[4]
+CREATE (g)-[:HAS_EDGE {share: r[3], weight: r[4]}]->(x)
+"""
+_LABELS: Final = """
+UNWIND $rows AS r
+MATCH (f:Feature {feature_id: r[0]}) WHERE f.label IS NULL
+SET f.label = r[1], f.label_source = $label_source
+"""
+_MODEL: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+MERGE (m:Model {model_id: $model.model_id}) ON CREATE SET m += $model
+CREATE (g)-[:TRACED_FROM]->(m)
+"""
+_TRANSCODER: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+MERGE (t:Transcoder {transcoder_id: $transcoder.transcoder_id}) ON CREATE SET t += $transcoder
+CREATE (g)-[:USES]->(t)
+"""
+_COMPLETE: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+SET g += $properties, g.stored_at = $stored_at, g.complete = true
+REMOVE g.writer, g.heartbeat
+"""
+_INCLUDE: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+MERGE (p:PromptSet {name: $name})
+MERGE (p)-[:INCLUDES]->(g)
+"""
+_COUNTS: Final = """
+MATCH (:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node)
+WITH count(n) AS nodes
+OPTIONAL MATCH (:Graph {graph_id: $graph_id})-[:CONTAINS]->(:Node)-[r:CONTRIBUTES]->(:Node)
+RETURN nodes, count(r) AS edges
+"""
+
+
+def number_graph(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
+    """Lock the vault and give the graph the next number; numbers are never used again."""
+    tx.run(_NUMBER, vault=VAULT, graph_id=graph_id).consume()
+
+
+def _publication(rows: GraphRows, prompt_set: str | None) -> list[Step]:
+    """Statements that make a written graph count."""
+    graph_id = rows.graph.graph_id
+    steps: list[Step] = []
+    for batch in _batches(rows.features["feature_id"].tolist()):
+        steps.append((_HAS_FEATURE, {"graph_id": graph_id, "rows": batch}, len(batch)))
+    pairs = rows.feature_edges
+    pair_rows = [
+        [edge_id(source, target), source, target, share, weight]
+        for source, target, share, weight in pairs.itertuples(index=False)
+    ]
+    for batch in _batches(pair_rows):
+        steps.append((_FEATURE_EDGES, {"graph_id": graph_id, "rows": batch}, len(batch)))
+    if rows.model is not None:
+        steps.append((_MODEL, {"graph_id": graph_id, "model": rows.model}, 1))
+    if rows.transcoder is not None:
+        steps.append((_TRANSCODER, {"graph_id": graph_id, "transcoder": rows.transcoder}, 1))
+    now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    properties = {"properties": rows.properties, "stored_at": now}
+    steps.append((_COMPLETE, {"graph_id": graph_id, **properties}, 1))
+    return steps + _additions(rows, prompt_set)
+
+
+def _additions(rows: GraphRows, prompt_set: str | None) -> list[Step]:
+    """Statements for what writing adds even to a graph that is stored: labels, and its set."""
+    graph = rows.graph
+    steps: list[Step] = []
+    labelled = rows.features.loc[rows.features["label"].notna(), ["feature_id", "label"]]
+    labels = [row for row in labelled.to_numpy().tolist() if row[1]]
+    for batch in _batches(labels):
+        source = f"file: {graph.slug or graph.graph_id}"
+        steps.append((_LABELS, {"rows": batch, "label_source": source}, len(batch)))
+    if prompt_set is not None:
+        steps.append((_INCLUDE, {"name": prompt_set, "graph_id": graph.graph_id}, 1))
+    return steps
+
+
+def _check_counts(rows: GraphRows) -> Hook:
+    """Check, inside the last transaction, that everything arrived."""
+
+    def check(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
+        found = tx.run(_COUNTS, graph_id=graph_id).single(strict=True)
+        expected = {"nodes": rows.graph.n_nodes, "edges": rows.graph.n_edges}
+        if dict(found) != expected:
+            raise StoreError(
+                f"graph {graph_id} arrived as {dict(found)}, expected {expected}",
+                "Nothing of it is visible; write it again, and report this if it comes back",
+            )
+
+    return check
