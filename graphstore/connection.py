@@ -82,7 +82,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     # Hints about labels that an empty store does not have yet are no news to anybody.
     "notifications_min_severity": "OFF",
     "connection_timeout": 10.0,
-    "max_transaction_retry_time": 30.0,
+    "max_transaction_retry_time": 15.0,
 }
 
 

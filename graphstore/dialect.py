@@ -5,6 +5,7 @@ what                Neo4j                           ArcadeDB (embedded)
 ==================  ==============================  ==============================================
 reading only        the server enforces the mode    schema statements ignore it: refused here
 listing             ``SHOW CONSTRAINTS``            the same, other column order
+``MERGE``           locks what it is about to make  two writers may both make it; one then fails
 indexes             always true to the data         once seen to lose a record: checked, made anew
 ==================  ==============================  ==============================================
 """
@@ -20,7 +21,14 @@ from tracer.errors import QueryError
 if TYPE_CHECKING:
     from graphstore.store import Store
 
-__all__ = ["constraints", "keys_not_found", "rebuild_index", "refuse_schema_statement"]
+__all__ = [
+    "MERGE_TRIES",
+    "constraints",
+    "keys_not_found",
+    "merge_can_lose_a_race",
+    "rebuild_index",
+    "refuse_schema_statement",
+]
 
 _COMMENT: Final = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _SCHEMA: Final = re.compile(
@@ -52,6 +60,14 @@ def constraints(store: Store) -> list[dict[str, Any]]:
         {"labels": row["labelsOrTypes"], "properties": row["properties"]}
         for row in store.rows("SHOW CONSTRAINTS")
     ]
+
+
+MERGE_TRIES: Final = 10
+
+
+def merge_can_lose_a_race(store: Store) -> bool:
+    """Whether a duplicate key may only mean that another writer merged the same node first."""
+    return store.engine == "arcadedb"
 
 
 # Labels and keys cannot be parameters; these are all that is ever asked for.

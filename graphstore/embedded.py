@@ -265,6 +265,7 @@ def _start_java(folder: Path) -> None:
     arguments = [
         f"-Djava.util.logging.config.file={configuration}",
         f"-XX:ErrorFile={logs}/hs_err_pid%p.log",
+        "--sun-misc-unsafe-memory-access=allow",  # else four lines of warning at every start
     ]
     heap = os.environ.get("CIRCUITBASE_HEAP", _HEAP)
     try:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import neo4j
+import neo4j.exceptions
 import pandas as pd
 from neo4j import graph as neo4j_graph
 
@@ -399,10 +400,24 @@ class Store:
         """Run one statement that writes, in a transaction of its own; one dictionary a row."""
         return self.transact(lambda tx: [dict(record) for record in tx.run(text, parameters)])
 
-    def transact(self, work: Callable[[neo4j.ManagedTransaction], T]) -> T:
-        """Run a function in one write transaction, again if the engine says that this helps."""
+    def transact(self, work: Callable[[neo4j.ManagedTransaction], T], *, merges: bool = False) -> T:
+        """Run a function in one write transaction, again if the engine says that this helps.
+
+        Parameters
+        ----------
+        work
+            The function; it may run more than once.
+        merges
+            Whether it merges nodes that other writers may be making at this moment.
+        """
         self._check_open()
         with translated(self.address), self._session(True) as session:
+            for _ in range(dialect.MERGE_TRIES - 1):
+                try:
+                    return session.execute_write(work)
+                except neo4j.exceptions.ConstraintError:
+                    if not (merges and dialect.merge_can_lose_a_race(self)):
+                        raise
             return session.execute_write(work)
 
     def _session(self, write: bool) -> neo4j.Session:

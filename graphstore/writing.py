@@ -9,6 +9,9 @@ at any moment leaves either the whole graph or an incomplete one, which readers 
 from __future__ import annotations
 
 import datetime as dt
+import logging
+import os
+import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +36,8 @@ _TRANSACTION_ROWS: Final = 20_000
 _STATEMENT_ROWS: Final = 10_000
 _POLL: Final = 0.5  # seconds between looks at another writer's progress
 
+log = logging.getLogger(__name__)
+
 # A statement with its parameters and how many rows it writes.
 Step = tuple[str, dict[str, Any], int]
 Hook = Callable[[neo4j.ManagedTransaction, str], None]
@@ -53,7 +58,7 @@ def write_graph_to(store: Store, graph: AttributionGraph, prompt_set: str | None
             claim.run(steps)
         claim.run(_publication(rows, prompt_set), before=number_graph, after=_check_counts(rows))
         return True
-    store.transact(lambda tx: run_steps(tx, _additions(rows, prompt_set)))
+    store.transact(lambda tx: run_steps(tx, _additions(rows, prompt_set)), merges=True)
     return False
 
 
@@ -61,7 +66,8 @@ def write_graph_to(store: Store, graph: AttributionGraph, prompt_set: str | None
 
 _STATE: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
-RETURN g.complete AS complete, g.heartbeat AS heartbeat, timestamp() AS now
+RETURN g.complete AS complete, g.writer AS writer,
+       (timestamp() - coalesce(g.heartbeat, 0)) / 1000.0 AS silent
 """
 # The vault is locked so that nobody removes unused features between a claim and its batches.
 _CLAIM: Final = """
@@ -80,10 +86,11 @@ class Claim:
     def __init__(self, store: Store, graph_id: str) -> None:
         self.store = store
         self.graph_id = graph_id
-        self.writer = uuid.uuid4().hex
+        self.writer = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
 
     def take(self) -> bool:
         """Make the graph's node, or wait for whoever is writing it; True if it is ours."""
+        told = False
         while True:
             found = self.store.rows(_STATE, graph_id=self.graph_id)
             if not found:
@@ -99,10 +106,16 @@ class Claim:
             state = found[0]
             if state["complete"]:
                 return False
-            if state["now"] - (state["heartbeat"] or 0) > HEARTBEAT_LIMIT * 1000:
+            if state["silent"] > HEARTBEAT_LIMIT or _has_died(state["writer"]):
+                log.warning("graph %s was left half-written; writing it again", self.graph_id)
                 remove_graph(self.store, self.graph_id)
-            else:
-                time.sleep(_POLL)
+                continue
+            if not told:
+                log.warning(
+                    "graph %s is being written by %s; waiting", self.graph_id, state["writer"]
+                )
+                told = True
+            time.sleep(_POLL)
 
     def run(
         self, steps: list[Step], *, before: Hook | None = None, after: Hook | None = None
@@ -122,7 +135,22 @@ class Claim:
                 if hook is not None:
                     hook(tx, self.graph_id)
 
-        self.store.transact(work)
+        self.store.transact(work, merges=True)
+
+
+def _has_died(writer: str | None) -> bool:
+    """Whether a writer was a process of this machine that is no more."""
+    host, _, rest = (writer or "").partition("/")
+    pid = rest.partition("/")[0]
+    if host != socket.gethostname() or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # it lives, and is somebody else's
+        return False
+    return False
 
 
 def run_steps(tx: neo4j.ManagedTransaction, steps: list[Step]) -> None:
