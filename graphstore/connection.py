@@ -39,6 +39,7 @@ class Connection:
         if self.owns_driver:
             self.driver.close()
         if self.embedded is not None:
+            self.embedded.drivers.remove(self.driver)
             self.embedded.close()
             self.embedded = None
 
@@ -91,6 +92,7 @@ def _embedded(place: str) -> Connection:
     try:
         with translated(str(server.path)):
             driver = neo4j.GraphDatabase.driver(server.uri, auth=server.auth, **_OPTIONS)
+        server.drivers.append(driver)
         return _checked(
             driver, server.database, str(server.path), embedded=server, owns_driver=True
         )

@@ -15,7 +15,14 @@ from graphstore.schema import VAULT
 if TYPE_CHECKING:
     from graphstore.store import Store
 
-__all__ = ["HEARTBEAT_LIMIT", "interrupted", "remove_graph", "remove_unused_features"]
+__all__ = [
+    "HEARTBEAT_LIMIT",
+    "drop_unknown_entries",
+    "interrupted",
+    "remove_graph",
+    "remove_unused_features",
+    "withdraw_summaries",
+]
 
 HEARTBEAT_LIMIT: Final = 600  # seconds without a heartbeat after which a writer is taken for gone
 _BATCH: Final = 5_000
@@ -89,13 +96,18 @@ def remove_graph(store: Store, graph_id: str) -> None:
 
 
 def _withdraw(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
+    withdraw_summaries(tx, graph_id)
+    tx.run(_WITHDRAW, graph_id=graph_id).consume()
+
+
+def withdraw_summaries(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
+    """Lock the vault and take a graph out of every summary across prompts."""
     tx.run(_LOCK, vault=VAULT).consume()
     touched = tx.run(_WITHDRAW_EDGES, graph_id=graph_id).single()
     tx.run(_DROP_HAS_EDGE, graph_id=graph_id).consume()
     if touched is not None and touched["touched"]:
         tx.run(_DROP_EDGES, ids=touched["touched"]).consume()
     tx.run(_WITHDRAW_FEATURES, graph_id=graph_id).consume()
-    tx.run(_WITHDRAW, graph_id=graph_id).consume()
 
 
 def _remove_batch(tx: neo4j.ManagedTransaction, graph_id: str) -> int:
@@ -109,6 +121,28 @@ def _remove_batch(tx: neo4j.ManagedTransaction, graph_id: str) -> int:
         unused = tx.run(_UNUSED, ids=found["features"]).single(strict=True)["ids"]
         tx.run(_DROP_FEATURES, ids=unused).consume()
     return len(found["nodes"])
+
+
+_KNOWN_ENTRIES: Final = """
+MATCH (x:FeatureEdge)
+WITH x, x.graphs AS graphs, x.shares AS shares, x.weights AS weights
+WITH x, graphs, shares, weights,
+     [i IN range(0, size(graphs) - 1) WHERE graphs[i] IN $known | i] AS kept
+WHERE size(kept) < size(graphs) OR x.n_graphs <> size(graphs)
+WITH x, [i IN kept | graphs[i]] AS graphs, [i IN kept | shares[i]] AS shares,
+     [i IN kept | weights[i]] AS weights
+SET x.graphs = graphs, x.shares = shares, x.weights = weights, x.n_graphs = size(graphs),
+    x.sum_share = reduce(z = 0.0, y IN shares | z + y),
+    x.sum_weight = reduce(z = 0.0, y IN weights | z + y)
+RETURN collect(x.edge_id) AS touched
+"""
+
+
+def drop_unknown_entries(tx: neo4j.ManagedTransaction, known: list[int]) -> None:
+    """Drop what pairs of features list of graphs that are not there."""
+    tx.run(_LOCK, vault=VAULT).consume()
+    touched = tx.run(_KNOWN_ENTRIES, known=known).single(strict=True)["touched"]
+    tx.run(_DROP_EDGES, ids=touched).consume()
 
 
 _ALL_UNUSED: Final = """

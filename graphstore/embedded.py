@@ -21,6 +21,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import secrets
 import socket
 import sys
@@ -29,9 +30,12 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from tracer.errors import StoreConnectionError, StoreError, StoreLockedError
+
+if TYPE_CHECKING:
+    import neo4j
 
 __all__ = ["DATABASE", "EmbeddedServer", "open_embedded"]
 
@@ -64,6 +68,7 @@ class EmbeddedServer:
         self.owner = owner
         self.pid = pid
         self.users = 1
+        self.drivers: list[neo4j.Driver] = []
         self._fresh = owner
         self._java: Any = None
         self._lock: IO[str] | None = None
@@ -85,6 +90,9 @@ class EmbeddedServer:
     def _stop(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             (self.path / "server.json").unlink()
+        # The engine waits for connections that are still open, and would do so for ever.
+        for driver in self.drivers:
+            driver.close()
         if self._java is not None:
             self._java.stop()
             self._java = None
@@ -264,10 +272,11 @@ def _start_java(folder: Path) -> None:
     )
     arguments = [
         f"-Djava.util.logging.config.file={configuration}",
-        f"-XX:ErrorFile={logs}/hs_err_pid%p.log",
+        f"-Xss{_stack_size()}k",
         "--sun-misc-unsafe-memory-access=allow",  # else four lines of warning at every start
     ]
     heap = os.environ.get("CIRCUITBASE_HEAP", _HEAP)
+    os.environ.setdefault("ARCADEDB_JVM_ERROR_FILE", f"{logs}/hs_err_pid%p.log")
     try:
         with _quiet_stderr(logs / "java.log"):
             start_jvm(heap_size=heap, jvm_args=arguments)
@@ -278,6 +287,19 @@ def _start_java(folder: Path) -> None:
         ) from error
     # Registered after the runtime's own hook, so run before it: listeners first, then Java.
     atexit.register(_stop_all)
+
+
+def _stack_size() -> int:
+    """Stack of Java's threads in KiB: as large as that of this process's main thread.
+
+    A thread that calls Java gets guard pages in its stack, as far down as Java thinks that stacks
+    go: a megabyte, unless told. Multi-threaded linear algebra (NumPy with OpenBLAS) uses more, and
+    would crash the interpreter on such a thread.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    if limit == resource.RLIM_INFINITY:
+        return 64 * 1024
+    return min(max(limit // 1024, 1024), 1024 * 1024)
 
 
 @contextlib.contextmanager

@@ -212,7 +212,7 @@ class GraphRows:
 
 
 def edge_id(source: str, target: str) -> str:
-    """Key of a feature pair."""
+    """Key of a feature pair; the writer's statement joins the two in the same way."""
     return f"{source} -> {target}"
 
 

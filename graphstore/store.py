@@ -327,7 +327,8 @@ class Store:
         ----------
         repair
             First remove what interrupted writers left (no heartbeat for ten minutes) and
-            features that nothing uses, and make missing constraints and damaged indexes anew.
+            features that nothing uses; make missing constraints, damaged indexes and summaries
+            that disagree with their graphs anew. Graphs themselves are never changed.
         progress
             Called with how many graphs are checked, and how many there are.
 
@@ -383,7 +384,12 @@ class Store:
         if not write:
             dialect.refuse_schema_statement(self, name, text)
         with translated(self.address, name), self._session(write) as session:
-            keys, values = (session.execute_write if write else session.execute_read)(work)
+            try:
+                keys, values = (session.execute_write if write else session.execute_read)(work)
+            except neo4j.exceptions.ClientError as error:
+                if error.code == "Neo.ClientError.Statement.AccessMode":
+                    raise _would_write(name) from error
+                raise
         return pd.DataFrame(values, columns=keys)
 
     def rows(self, text: str, **parameters: Any) -> list[dict[str, Any]]:

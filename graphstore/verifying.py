@@ -8,16 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
 
 from graphstore import dialect
-from graphstore.deleting import interrupted, remove_graph, remove_unused_features
+from graphstore.deleting import (
+    drop_unknown_entries,
+    interrupted,
+    remove_graph,
+    remove_unused_features,
+    withdraw_summaries,
+)
 from graphstore.reading import read_stored_graph
 from graphstore.rows import EDGE_COLUMNS, GraphRows, edge_id
 from graphstore.schema import KEYS, VAULT, schema_statements
+from graphstore.writing import rewrite_summaries
 from tracer.errors import CircuitError
 
 if TYPE_CHECKING:
@@ -29,6 +37,9 @@ __all__ = ["verify_store"]
 # order of writing, so they may differ in the last places.
 _TOLERANCE: Final = 1e-9
 _PAGE: Final = 20_000
+_COMPLETE: Final = """
+MATCH (g:Graph) WHERE g.complete = true RETURN g.graph_id AS id, g.gno AS gno ORDER BY gno
+"""
 _INDEXED: Final = ("Graph", "Feature", "PromptSet", "FeatureEdge")
 
 
@@ -62,15 +73,30 @@ def _repair(store: Store) -> None:
     for label in _INDEXED:
         if dialect.keys_not_found(store, label):
             dialect.rebuild_index(store, label)
+    _repair_summaries(store)
+
+
+def _repair_summaries(store: Store) -> None:
+    """Make the summaries of graphs that disagree with them anew; drop entries of no graph."""
+    sound: list[int] = []
+    broken: list[str] = []
+    for row in store.rows(_COMPLETE):
+        if any(_check_summaries(store, GraphRows(read_stored_graph(store, row["id"])))):
+            broken.append(row["id"])
+        else:
+            sound.append(row["gno"])
+    for graph_id in broken:
+        store.transact(partial(withdraw_summaries, graph_id=graph_id))
+    store.transact(lambda tx: drop_unknown_entries(tx, sound))
+    for graph_id in broken:
+        rewrite_summaries(store, read_stored_graph(store, graph_id))
 
 
 def _problems(store: Store, progress: Callable[[int, int], None] | None) -> Iterator[Problem]:
     yield from _check_schema(store)
     yield from _check_incomplete(store)
     yield from _check_keys(store)
-    graphs = store.rows(
-        "MATCH (g:Graph) WHERE g.complete = true RETURN g.graph_id AS id ORDER BY g.gno"
-    )
+    graphs = store.rows(_COMPLETE)
     for done, row in enumerate(graphs, start=1):
         yield from _check_graph(store, row["id"])
         if progress is not None:

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 import neo4j
 from neo4j import exceptions as neo4j_errors
 
-from graphstore.deleting import HEARTBEAT_LIMIT, remove_graph
-from graphstore.rows import GraphRows, edge_id
+from graphstore.deleting import HEARTBEAT_LIMIT, remove_graph, withdraw_summaries
+from graphstore.rows import EDGE_COLUMNS, GraphRows
 from graphstore.schema import VAULT
 from tracer.errors import StoreError
 from tracer.graph import AttributionGraph
@@ -29,7 +29,7 @@ from tracer.graph import AttributionGraph
 if TYPE_CHECKING:
     from graphstore.store import Store
 
-__all__ = ["write_graph_to"]
+__all__ = ["rewrite_summaries", "write_graph_to"]
 
 # Rows a transaction: enough to make its fixed cost small, few enough for a small server's heap.
 _TRANSACTION_ROWS: Final = 20_000
@@ -166,27 +166,33 @@ UNWIND $rows AS r
 MERGE (f:Feature {feature_id: r[0]})
 ON CREATE SET f.layer = r[1], f.index = r[2], f.transcoder_id = $transcoder_id
 """
+# Properties first, relationships then: a record that grows while others point to it is moved.
 _NODES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
 UNWIND $rows AS r
-CREATE (g)-[:CONTAINS]->(n:Node) SET n = r
+CREATE (n:Node) SET n = r
+CREATE (g)-[:CONTAINS]->(n)
 """
 _FEATURE_NODES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
 UNWIND $rows AS r
 MATCH (f:Feature {feature_id: r[0]})
-CREATE (g)-[:CONTAINS]->(n:Node)-[:INSTANCE_OF]->(f) SET n = r[1]
+CREATE (n:Node) SET n = r[1]
+CREATE (g)-[:CONTAINS]->(n)
+CREATE (n)-[:INSTANCE_OF]->(f)
 """
-# Rows of a graph's links name nodes by their place in one ordered list: faster than an index
-# look-up for each end. A property that a graph does not have is null, which stores nothing.
+# Links name nodes by their place in one ordered list: faster than an index look-up for each end.
+# One list a column packs faster than one a row; a column that a graph does not have is null, and
+# an item of null is null, which stores nothing.
 _EDGES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node)
 WITH n ORDER BY n.ord
 WITH collect(n) AS ns
-UNWIND $rows AS r
-WITH ns[r[0]] AS a, ns[r[1]] AS b, r
-CREATE (a)-[:CONTRIBUTES {weight: r[2], share: r[3], score: r[4], share_full: r[5],
-                          residual: r[6], attention: r[7]}]->(b)
+UNWIND range(0, size($sources) - 1) AS i
+WITH ns[$sources[i]] AS a, ns[$targets[i]] AS b, i
+CREATE (a)-[:CONTRIBUTES {weight: $weight[i], share: $share[i], score: $score[i],
+                          share_full: $share_full[i], residual: $residual[i],
+                          attention: $attention[i]}]->(b)
 """
 _SUPERNODES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
@@ -215,21 +221,22 @@ def _steps(rows: GraphRows) -> Iterator[Step]:
     for text, nodes in ((_FEATURE_NODES, of_features), (_NODES, others)):
         for batch in _batches(nodes):
             yield text, {"graph_id": graph_id, "rows": batch}, 2 * len(batch)
-    for batch in edge_batches(rows):
-        yield _EDGES, {"graph_id": graph_id, "rows": batch}, len(batch)
+    yield from _edge_steps(rows)
     for batch in _batches(rows.supernodes):
         yield _SUPERNODES, {"graph_id": graph_id, "rows": batch}, len(batch)
 
 
-def edge_batches(rows: GraphRows) -> Iterator[list[list[Any]]]:
-    """Edges as rows ``[source row, target row, *EDGE_COLUMNS]``, a batch at a time."""
+def _edge_steps(rows: GraphRows) -> Iterator[Step]:
+    """Statements that write edges, a batch of columns at a time."""
     sources, targets, columns = rows.edges
     for start in range(0, len(sources), _STATEMENT_ROWS):
         part = slice(start, start + _STATEMENT_ROWS)
-        size = len(sources[part])
-        lists = [[None] * size if column is None else column[part].tolist() for column in columns]
-        ends = (sources[part].tolist(), targets[part].tolist())
-        yield [list(row) for row in zip(*ends, *lists, strict=True)]
+        lists = {
+            name: None if column is None else column[part].tolist()
+            for name, column in zip(EDGE_COLUMNS, columns, strict=True)
+        }
+        ends = {"sources": sources[part].tolist(), "targets": targets[part].tolist()}
+        yield _EDGES, {"graph_id": rows.graph.graph_id, **ends, **lists}, len(ends["sources"])
 
 
 def _batches(rows: Sequence[Any]) -> Iterator[list[Any]]:
@@ -268,13 +275,13 @@ CREATE (g)-[:HAS_FEATURE]->(f)
 _FEATURE_EDGES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
 UNWIND $rows AS r
-MERGE (x:FeatureEdge {edge_id: r[0]})
-ON CREATE SET x.source = r[1], x.target = r[2], x.n_graphs = 0, x.sum_share = 0.0,
-              x.sum_weight = 0.0, x.graphs = [], x.shares = [], x.weights = []
-SET x.n_graphs = x.n_graphs + 1, x.sum_share = x.sum_share + r[3],
-    x.sum_weight = x.sum_weight + r[4], x.graphs = x.graphs + g.gno,
-    x.shares = x.shares + r[3], x.weights = x.weights + r[4]
-CREATE (g)-[:HAS_EDGE {share: r[3], weight: r[4]}]->(x)
+MERGE (x:FeatureEdge {edge_id: r[0] + ' -> ' + r[1]})
+ON CREATE SET x.source = r[0], x.target = r[1], x.n_graphs = 1, x.sum_share = r[2],
+              x.sum_weight = r[3], x.graphs = [g.gno], x.shares = [r[2]], x.weights = [r[3]]
+ON MATCH SET x.n_graphs = x.n_graphs + 1, x.sum_share = x.sum_share + r[2],
+             x.sum_weight = x.sum_weight + r[3], x.graphs = x.graphs + g.gno,
+             x.shares = x.shares + r[2], x.weights = x.weights + r[3]
+CREATE (g)-[:HAS_EDGE {share: r[2], weight: r[3]}]->(x)
 """
 _LABELS: Final = """
 UNWIND $rows AS r
@@ -317,16 +324,7 @@ def number_graph(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
 def _publication(rows: GraphRows, prompt_set: str | None) -> list[Step]:
     """Statements that make a written graph count."""
     graph_id = rows.graph.graph_id
-    steps: list[Step] = []
-    for batch in _batches(rows.features["feature_id"].tolist()):
-        steps.append((_HAS_FEATURE, {"graph_id": graph_id, "rows": batch}, len(batch)))
-    pairs = rows.feature_edges
-    pair_rows = [
-        [edge_id(source, target), source, target, share, weight]
-        for source, target, share, weight in pairs.itertuples(index=False)
-    ]
-    for batch in _batches(pair_rows):
-        steps.append((_FEATURE_EDGES, {"graph_id": graph_id, "rows": batch}, len(batch)))
+    steps = _summaries(rows)
     if rows.model is not None:
         steps.append((_MODEL, {"graph_id": graph_id, "model": rows.model}, 1))
     if rows.transcoder is not None:
@@ -335,6 +333,28 @@ def _publication(rows: GraphRows, prompt_set: str | None) -> list[Step]:
     properties = {"properties": rows.properties, "stored_at": now}
     steps.append((_COMPLETE, {"graph_id": graph_id, **properties}, 1))
     return steps + _additions(rows, prompt_set)
+
+
+def _summaries(rows: GraphRows) -> list[Step]:
+    """Statements that add a graph to what is kept across prompts."""
+    graph_id = rows.graph.graph_id
+    steps: list[Step] = []
+    for batch in _batches(rows.features["feature_id"].tolist()):
+        steps.append((_HAS_FEATURE, {"graph_id": graph_id, "rows": batch}, len(batch)))
+    pair_rows = rows.feature_edges[["source", "target", "share", "weight"]].to_numpy().tolist()
+    for batch in _batches(pair_rows):
+        steps.append((_FEATURE_EDGES, {"graph_id": graph_id, "rows": batch}, len(batch)))
+    return steps
+
+
+def rewrite_summaries(store: Store, graph: AttributionGraph) -> None:
+    """Make a stored graph's part of the summaries anew, from the graph."""
+
+    def work(tx: neo4j.ManagedTransaction) -> None:
+        withdraw_summaries(tx, graph.graph_id)
+        run_steps(tx, _summaries(GraphRows(graph)))
+
+    store.transact(work, merges=True)
 
 
 def _additions(rows: GraphRows, prompt_set: str | None) -> list[Step]:

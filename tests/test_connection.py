@@ -77,6 +77,28 @@ def test_the_embedded_store_is_quiet_and_leaves_nothing_beside_it(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["circuits.db"]
 
 
+def test_linear_algebra_and_a_store_left_open_crash_nothing(tmp_path):
+    """A thread that Java knows has guard pages in its stack, which threaded BLAS runs into."""
+    done = run_python(
+        """
+        import sys, threading, numpy, graphstore
+        store = graphstore.connect(sys.argv[1])
+        store.rows("RETURN 1 AS one")
+        matrix = numpy.random.default_rng(0).random((400, 400))
+        numpy.linalg.inv(matrix) @ matrix
+        thread = threading.Thread(target=lambda: numpy.linalg.inv(matrix) @ matrix)
+        thread.start()
+        thread.join()
+        other = graphstore.connect(sys.argv[1])
+        print("done")
+        """,
+        str(tmp_path / "a.db"),
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
+    with graphstore.connect(tmp_path / "a.db") as store:
+        assert store.verify().empty
+
+
 def test_connecting_twice_in_one_process_shares_the_engine(tmp_path, graph):
     with graphstore.connect(tmp_path / "a.db") as one:
         with graphstore.connect(tmp_path / "a.db") as two:

@@ -320,6 +320,27 @@ def test_verify_changes_nothing_and_repair_mends_an_interrupted_write(any_store,
     assert inventory(any_store) == before
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "MATCH ()-[r:HAS_FEATURE]->() WITH r LIMIT 1 DELETE r",
+        "MATCH ()-[r:HAS_EDGE]->() WITH r LIMIT 1 DELETE r",
+        "MATCH (x:FeatureEdge) WITH x LIMIT 1 SET x.shares = [9.0]",
+        "MATCH (x:FeatureEdge) WITH x LIMIT 1 SET x.n_graphs = 7",
+        "MATCH (x:FeatureEdge) WITH x LIMIT 1 SET x.graphs = x.graphs + 99, "
+        "x.shares = x.shares + 0.5, x.weights = x.weights + 0.5, x.n_graphs = x.n_graphs + 1",
+        "DROP CONSTRAINT feature_key",
+    ],
+)
+def test_repair_makes_what_is_derived_anew(any_store, graphs, damage):
+    any_store.write_many(graphs[1:])
+    any_store.change(damage)
+    assert not any_store.verify().empty
+    assert any_store.verify(repair=True).empty
+    for graph in graphs[1:]:
+        assert any_store.read(graph.graph_id) == graph
+
+
 def test_repair_leaves_a_writer_that_is_alive(any_store, graphs):
     any_store.write(graphs[2])
     any_store.change(

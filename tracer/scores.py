@@ -219,13 +219,14 @@ def flow_scores(flow: Flow, rule: Rule) -> Scores:
     """Scores of the edges that a flow runs over, named after the rule that chose them."""
     through = flow.influence + flow.weights  # of the logits too, which have no influence
     from_embeddings, from_errors = flow.embedding_influence, flow.error_influence
-    masses = flow.masses
+    masses, weight = flow.masses, flow.weights.sum()
     return Scores(
         rule=rule,
         completeness=_ratio(((1.0 - flow.error_fraction) * through).sum(), through.sum()),
         replacement=_ratio(from_embeddings, from_embeddings + from_errors),
         mean_path_length=_ratio((masses * np.arange(1, len(masses) + 1)).sum(), masses.sum()),
-        lost=1.0 - _ratio(from_embeddings + from_errors, flow.weights.sum()),
+        # Nothing is lost where every feature has inputs; what is left then is rounding.
+        lost=float(np.maximum(0.0, 1.0 - _ratio(from_embeddings + from_errors, weight))),
     )
 
 
