@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-GRAPHS ?= ../shared/data/graphs/*.json
+# Published graphs where they lie beside the project, else the small ones that ship with the tests.
+GRAPHS ?= $(or $(wildcard ../shared/data/graphs/*.json),$(wildcard tests/data/graphs/*.circuit))
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help demo test lint bench clean
@@ -17,7 +18,7 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.made  ## import graphs into the embedded engine, print scores and queries
-	$(BIN)/circuitbase demo --graphs '$(GRAPHS)'
+	$(BIN)/circuitbase demo --store circuits.db $(GRAPHS)
 
 lint: $(VENV)/.made  ## ruff and the type checker
 	$(BIN)/ruff check .
@@ -25,7 +26,7 @@ lint: $(VENV)/.made  ## ruff and the type checker
 	$(BIN)/mypy
 
 test: lint  ## everything, real Neo4j included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q --durations=15
 
 bench: $(VENV)/.made  ## measure, side by side; see benchmarks/README.md
 	$(BIN)/python -m benchmarks.run

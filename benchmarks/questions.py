@@ -28,8 +28,8 @@ __all__ = ["QUESTIONS", "Question", "Subject", "Tables", "least_graphs"]
 
 
 def least_graphs(n_graphs: int) -> int:
-    """How many graphs count as many: a twelfth, a little less than a file has copies."""
-    return max(2, n_graphs // 12)
+    """How many graphs count as many: a twentieth, half of the copies of a file."""
+    return max(2, n_graphs // 20)
 
 
 class Subject:
@@ -290,13 +290,13 @@ QUESTIONS = (
         _feature_occurrences,
     ),
     Question(
-        "recurring_features, n/12",
+        "recurring_features, n/20",
         lambda store, s: queries.recurring_features(store, min_graphs=s.many),
         _recurring_features,
         "mean_influence",
     ),
     Question(
-        "recurring_edges, n/12",
+        "recurring_edges, n/20",
         lambda store, s: queries.recurring_edges(store, min_graphs=s.many),
         _recurring_edges("many"),
         "mean_share",

@@ -25,7 +25,7 @@ from tracer import AttributionGraph
 
 __all__ = ["REPLACED", "SETS", "Workload", "synthetic_graph"]
 
-REPLACED = 0.12  # share of a copy's features that become other features of their layer
+REPLACED = 0.2  # share of a copy's features that become other features of their layer
 NOISE = 0.05  # standard deviation of the logarithm of what each weight is multiplied by
 SETS = ("first", "second")  # prompt sets: files take turns
 
