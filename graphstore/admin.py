@@ -103,7 +103,7 @@ _LINK_FILES: Final[dict[str, tuple[str, str, dict[str, str]]]] = {
     "INCLUDES": ("PromptSet", "Graph", {}),
     "TRACED_FROM": ("Graph", "Model", {}),
     "USES": ("Graph", "Transcoder", {}),
-    "HAS_FEATURE": ("Graph", "Feature", {}),
+    "HAS_FEATURE": ("Graph", "Feature", {"influence": "double"}),
     "HAS_EDGE": ("Graph", "FeatureEdge", {"share": "double", "weight": "double"}),
 }
 
@@ -233,9 +233,9 @@ class _AdminWriter:
             self.files.link("CONTAINS", graph_id, node["node_id"])
             if feature_id is not None:
                 self.files.link("INSTANCE_OF", node["node_id"], feature_id)
-        for feature_id, layer, index, label in rows.features.itertuples(index=False):
+        for feature_id, layer, index, label, influence in rows.features.itertuples(index=False):
             self.features.setdefault(feature_id, (layer, index, str(rows.graph.transcoder_id)))
-            self.files.link("HAS_FEATURE", graph_id, feature_id)
+            self.files.link("HAS_FEATURE", graph_id, feature_id, influence)
             if isinstance(label, str) and label:
                 source = f"file: {rows.graph.slug or graph_id}"
                 self.labels.setdefault(feature_id, (label, source))

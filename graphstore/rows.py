@@ -142,11 +142,17 @@ class GraphRows:
 
     @cached_property
     def features(self) -> pd.DataFrame:
-        """The graph's features: ``feature_id``, ``layer``, ``index``, ``label``; each once."""
+        """The graph's features, each once.
+
+        Columns: ``feature_id``, ``layer``, ``index``, ``label``, and ``influence``, the sum over
+        the feature's nodes.
+        """
         graph = self.graph
         table = graph.nodes.loc[graph.is_feature, ["layer", "index", "label"]].copy()
         ids = np.array(graph.feature_ids, dtype=object)[graph.is_feature]
         table.insert(0, "feature_id", ids)
+        influence = pd.Series(self.flow.influence[graph.is_feature], index=table.index)
+        table["influence"] = influence.groupby(table["feature_id"]).transform("sum")
         # A label given at one position holds for the feature.
         table = table.sort_values("label", kind="stable", na_position="last")
         return table.drop_duplicates("feature_id").sort_index(kind="stable")

@@ -204,7 +204,8 @@ MATCH (g:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node)-[:INSTANCE_OF]->(f:F
 RETURN collect(n.ord) AS ords, collect(f.feature_id) AS features
 """
 _HAS_FEATURE: Final = """
-MATCH (:Graph {graph_id: $graph_id})-[:HAS_FEATURE]->(f:Feature) RETURN collect(f.feature_id) AS ids
+MATCH (:Graph {graph_id: $graph_id})-[h:HAS_FEATURE]->(f:Feature)
+RETURN collect(f.feature_id) AS ids, collect(h.influence) AS influence
 """
 _HAS_EDGE: Final = """
 MATCH (g:Graph {graph_id: $graph_id})-[h:HAS_EDGE]->(x:FeatureEdge)
@@ -287,8 +288,17 @@ def _check_edges(store: Store, rows: GraphRows) -> Iterator[Problem]:
 
 def _check_summaries(store: Store, rows: GraphRows) -> Iterator[Problem]:
     graph_id = rows.graph.graph_id
-    ids = store.rows(_HAS_FEATURE, graph_id=graph_id)[0]["ids"]
-    if sorted(ids) != sorted(rows.features["feature_id"]):
+    stored = store.rows(_HAS_FEATURE, graph_id=graph_id)[0]
+    found = sorted(zip(stored["ids"], stored["influence"], strict=False))
+    features = rows.features[["feature_id", "influence"]].sort_values("feature_id")
+    same_ids = [name for name, _ in found] == features["feature_id"].tolist()
+    if (
+        not same_ids
+        or len(stored["ids"]) != len(found)
+        or not np.allclose(
+            [value for _, value in found], features["influence"], rtol=_TOLERANCE, atol=1e-15
+        )
+    ):
         yield Problem("summary", graph_id, "HAS_FEATURE differs from the graph's features")
     listed = {row["id"]: row for row in store.rows(_HAS_EDGE, graph_id=graph_id)}
     pairs = rows.feature_edges

@@ -268,9 +268,9 @@ RETURN gno
 """
 _HAS_FEATURE: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
-UNWIND $rows AS id
-MATCH (f:Feature {feature_id: id})
-CREATE (g)-[:HAS_FEATURE]->(f)
+UNWIND $rows AS r
+MATCH (f:Feature {feature_id: r[0]})
+CREATE (g)-[:HAS_FEATURE {influence: r[1]}]->(f)
 """
 _FEATURE_EDGES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
@@ -339,7 +339,7 @@ def _summaries(rows: GraphRows) -> list[Step]:
     """Statements that add a graph to what is kept across prompts."""
     graph_id = rows.graph.graph_id
     steps: list[Step] = []
-    for batch in _batches(rows.features["feature_id"].tolist()):
+    for batch in _batches(rows.features[["feature_id", "influence"]].to_numpy().tolist()):
         steps.append((_HAS_FEATURE, {"graph_id": graph_id, "rows": batch}, len(batch)))
     pair_rows = rows.feature_edges[["source", "target", "share", "weight"]].to_numpy().tolist()
     for batch in _batches(pair_rows):

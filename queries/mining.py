@@ -57,7 +57,7 @@ def recurring_features(
     query.check({"prompt_set": prompt_set, "min_graphs": min_graphs, "min_share": min_share})
     chosen = choose(store, prompt_set=prompt_set)
     least = chosen.at_least("recurring_features", min_graphs, min_share)
-    found = unpacked(ask(store, query, graph_ids=chosen.ids, flags=chosen.flags, least=least))
+    found = unpacked(ask(store, query, graph_ids=chosen.ids, least=least))
     found["share"] = found["graphs"] / max(len(chosen.ids), 1)
     found["label"] = found["label"].replace("", None)
     order = found.sort_values(

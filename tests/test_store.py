@@ -277,6 +277,7 @@ def test_a_store_of_another_version_is_refused(any_target, version, remedy):
         ("MATCH ()-[r:CONTRIBUTES]->() WITH r LIMIT 1 DELETE r", "graph"),
         ("MATCH ()-[r:HAS_FEATURE]->() WITH r LIMIT 1 DELETE r", "summary"),
         ("MATCH ()-[r:HAS_EDGE]->() WITH r LIMIT 1 DELETE r", "summary"),
+        ("MATCH ()-[r:HAS_FEATURE]->() WITH r LIMIT 1 SET r.influence = 2.0", "summary"),
         ("MATCH (x:FeatureEdge) WITH x LIMIT 1 SET x.shares = [9.0]", "summary"),
         ("MATCH (x:FeatureEdge) WITH x LIMIT 1 SET x.n_graphs = 7", "summary"),
         (
