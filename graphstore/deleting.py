@@ -13,7 +13,7 @@ import neo4j
 from graphstore.schema import VAULT
 
 if TYPE_CHECKING:
-    from graphstore.store import Store
+    from graphstore.client import Client
 
 __all__ = [
     "HEARTBEAT_LIMIT",
@@ -83,7 +83,7 @@ RETURN collect(f.feature_id) AS ids
 _DROP_FEATURES: Final = "UNWIND $ids AS id MATCH (f:Feature {feature_id: id}) DELETE f"
 
 
-def remove_graph(store: Store, graph_id: str) -> None:
+def remove_graph(store: Client, graph_id: str) -> None:
     """Remove a graph, complete or not, and what only it used; safe to repeat after a kill.
 
     Features with a label, statistics or global weights stay, and so do sets that become empty.
@@ -153,7 +153,7 @@ RETURN f.feature_id AS feature_id
 """
 
 
-def remove_unused_features(store: Store) -> int:
+def remove_unused_features(store: Client) -> int:
     """Remove features that no graph, label or statistic uses; the number removed."""
 
     def work(tx: neo4j.ManagedTransaction) -> int:
@@ -173,6 +173,6 @@ RETURN g.graph_id AS graph_id, (timestamp() - coalesce(g.heartbeat, 0)) / 1000.0
 """
 
 
-def interrupted(store: Store, *, silent_for: float = HEARTBEAT_LIMIT) -> list[str]:
+def interrupted(store: Client, *, silent_for: float = HEARTBEAT_LIMIT) -> list[str]:
     """Ids of incomplete graphs whose writer has given no sign for so many seconds."""
     return [row["graph_id"] for row in store.rows(_INTERRUPTED) if row["silent"] >= silent_for]

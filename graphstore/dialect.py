@@ -19,7 +19,7 @@ from graphstore.schema import schema_statements
 from tracer.errors import QueryError
 
 if TYPE_CHECKING:
-    from graphstore.store import Store
+    from graphstore.client import Client
 
 __all__ = [
     "MERGE_TRIES",
@@ -39,7 +39,7 @@ _SCHEMA: Final = re.compile(
 _DROP: Final = "DROP CONSTRAINT {0}_key IF EXISTS"
 
 
-def refuse_schema_statement(store: Store, name: str, text: str) -> None:
+def refuse_schema_statement(store: Client, name: str, text: str) -> None:
     """Refuse a schema statement where only reading is allowed.
 
     Raises
@@ -54,7 +54,7 @@ def refuse_schema_statement(store: Store, name: str, text: str) -> None:
         )
 
 
-def constraints(store: Store) -> list[dict[str, Any]]:
+def constraints(store: Client) -> list[dict[str, Any]]:
     """Uniqueness constraints: ``labels`` and ``properties`` of each."""
     return [
         {"labels": row["labelsOrTypes"], "properties": row["properties"]}
@@ -65,7 +65,7 @@ def constraints(store: Store) -> list[dict[str, Any]]:
 MERGE_TRIES: Final = 10
 
 
-def merge_can_lose_a_race(store: Store) -> bool:
+def merge_can_lose_a_race(store: Client) -> bool:
     """Whether a duplicate key may only mean that another writer merged the same node first."""
     return store.engine == "arcadedb"
 
@@ -86,7 +86,7 @@ _BY_KEY: Final = {
 }
 
 
-def keys_not_found(store: Store, label: str) -> list[str]:
+def keys_not_found(store: Client, label: str) -> list[str]:
     """Keys that a scan of a label finds and its index does not."""
     scanned = store.rows(_ALL[label])[0]["ids"]
     found: set[str] = set()
@@ -95,7 +95,7 @@ def keys_not_found(store: Store, label: str) -> list[str]:
     return sorted(set(scanned) - found)
 
 
-def rebuild_index(store: Store, label: str) -> None:
+def rebuild_index(store: Client, label: str) -> None:
     """Drop the constraint on a label's key, with its index, and make it anew from the records.
 
     The embedded engine's own ``REBUILD INDEX *`` was seen to drop every constraint of a store and

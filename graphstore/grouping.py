@@ -12,7 +12,7 @@ from graphstore.rows import supernode_id
 from tracer.errors import NotFoundError, StoreError, nearest
 
 if TYPE_CHECKING:
-    from graphstore.store import Store
+    from graphstore.client import Client
 
 __all__ = ["group_nodes", "label_features"]
 
@@ -38,7 +38,7 @@ CREATE (s)-[:GROUPS]->(n)
 
 
 def group_nodes(
-    store: Store, graph_id: str, name: str, node_ids: Sequence[str], author: str | None
+    store: Client, graph_id: str, name: str, node_ids: Sequence[str], author: str | None
 ) -> str:
     """Make a supernode; see :meth:`graphstore.Store.group`."""
     if not name or not node_ids:
@@ -68,7 +68,7 @@ def group_nodes(
     return store.transact(work)
 
 
-def _resolve(store: Store, graph_id: str, wanted: Sequence[str]) -> list[str]:
+def _resolve(store: Client, graph_id: str, wanted: Sequence[str]) -> list[str]:
     """Node ids of the nodes named by key, node id, or id in their file."""
     ids: dict[str, set[str]] = {}
     for row in store.rows(_NODES, graph_id=graph_id):
@@ -98,7 +98,7 @@ SET f.label = r[1], f.label_source = $source
 """
 
 
-def label_features(store: Store, labels: pd.DataFrame, source: str) -> int:
+def label_features(store: Client, labels: pd.DataFrame, source: str) -> int:
     """Label features; see :meth:`graphstore.Store.label`."""
     for column in ("feature_id", "label"):
         if column not in labels:

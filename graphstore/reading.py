@@ -15,7 +15,7 @@ from tracer.errors import NotFoundError, StoreError
 from tracer.graph import NODE_COLUMNS, RULES, AttributionGraph, Rule, Scores, Supernode
 
 if TYPE_CHECKING:
-    from graphstore.store import Store
+    from graphstore.client import Client
 
 __all__ = ["read_stored_graph"]
 
@@ -47,7 +47,7 @@ RETURN s.name AS name, s.author AS author, s.ord AS ord, members ORDER BY ord
 """
 
 
-def read_stored_graph(store: Store, graph_id: str) -> AttributionGraph:
+def read_stored_graph(store: Client, graph_id: str) -> AttributionGraph:
     """Read one complete graph; see :meth:`graphstore.Store.read`."""
     found = store.rows(_GRAPH, graph_id=graph_id)
     if not found:
@@ -84,7 +84,7 @@ def read_stored_graph(store: Store, graph_id: str) -> AttributionGraph:
     )
 
 
-def _read_nodes(store: Store, record: dict[str, Any]) -> pd.DataFrame:
+def _read_nodes(store: Client, record: dict[str, Any]) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for low in range(0, record["n_nodes"], _PAGE_NODES):
         page = store.rows(_NODES, graph_id=record["graph_id"], low=low, high=low + _PAGE_NODES)
@@ -100,7 +100,7 @@ def _read_nodes(store: Store, record: dict[str, Any]) -> pd.DataFrame:
     )
 
 
-def _read_edges(store: Store, record: dict[str, Any]) -> dict[str, csr_array]:
+def _read_edges(store: Client, record: dict[str, Any]) -> dict[str, csr_array]:
     """Read the matrices, a range of target rows at a time."""
     n_nodes, n_edges = record["n_nodes"], record["n_edges"]
     parts = ("residual", "attention") if "part_type" in record else ()

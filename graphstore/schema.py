@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from tracer.errors import SchemaVersionError
 
 if TYPE_CHECKING:
-    from graphstore.store import Store
+    from graphstore.client import Client
 
 __all__ = ["INDEXES", "KEYS", "SCHEMA_VERSION", "VAULT", "ensure_schema"]
 
@@ -55,7 +55,7 @@ def schema_statements() -> list[str]:
     ]
 
 
-def ensure_schema(store: Store) -> None:
+def ensure_schema(store: Client) -> None:
     """Make what an empty store lacks, and refuse a store of another version.
 
     Raises

@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import neo4j
-import neo4j.exceptions
 import pandas as pd
-from neo4j import graph as neo4j_graph
 
-from graphstore import dialect
-from graphstore.connection import Connection, Engine, open_connection, translated
+from graphstore.client import Client
+from graphstore.connection import open_connection
 from graphstore.deleting import interrupted, remove_graph
+from graphstore.grouping import group_nodes, label_features
 from graphstore.reading import read_stored_graph
 from graphstore.schema import ensure_schema
+from graphstore.verifying import verify_store
 from graphstore.writing import write_graph_to
-from tracer.errors import NotFoundError, QueryError, StoreError, nearest
+from tracer.errors import NotFoundError, nearest
 from tracer.graph import AttributionGraph
 
 __all__ = ["Store", "connect"]
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 
 def connect(
@@ -79,49 +77,12 @@ def connect(
     return store
 
 
-class Store:
+class Store(Client):
     """Attribution graphs in a graph database; made by :func:`connect`.
 
-    Attributes
-    ----------
-    driver
-        The ``neo4j`` driver, for whatever this class does not do.
-    engine
-        ``"neo4j"`` or ``"arcadedb"``.
-    address
-        Where the store is, for messages.
-    embedded
-        The engine in this process or another one's, if the store is embedded.
+    Its ``driver`` is the ``neo4j`` driver, for whatever this class does not do; ``engine`` is
+    ``"neo4j"`` or ``"arcadedb"``, ``address`` says where the store is.
     """
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.driver = connection.driver
-        self.database = connection.database
-        self.engine: Engine = connection.engine
-        self.address = connection.address
-        self.embedded = connection.embedded
-        self._open = True
-
-    def __enter__(self) -> Store:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def __repr__(self) -> str:
-        return f"<Store {self.address} ({self.engine}{'' if self._open else ', closed'})>"
-
-    def close(self) -> None:
-        """Close the connection, and the embedded engine if nobody else uses it."""
-        if self._open:
-            self._open = False
-            self._connection.close()
 
     # Graphs ------------------------------------------------------------------------------------
 
@@ -293,8 +254,6 @@ class Store:
         str
             Id of the supernode.
         """
-        from graphstore.grouping import group_nodes
-
         return group_nodes(self, self._known(graph_id), name, node_ids, author)
 
     def label(self, labels: pd.DataFrame, source: str) -> int:
@@ -312,8 +271,6 @@ class Store:
         int
             How many features were labelled; those not yet seen in a graph are made.
         """
-        from graphstore.grouping import label_features
-
         return label_features(self, labels, source)
 
     # Checking ----------------------------------------------------------------------------------
@@ -337,8 +294,6 @@ class Store:
         DataFrame
             One row a problem: ``check``, ``id``, ``problem``; empty if the store is sound.
         """
-        from graphstore.verifying import verify_store
-
         return verify_store(self, repair=repair, progress=progress)
 
     # Cypher ------------------------------------------------------------------------------------
@@ -367,73 +322,6 @@ class Store:
         """
         return self.run_named("query", text, parameters, write=write)
 
-    def run_named(
-        self, name: str, text: str, parameters: Mapping[str, Any], *, write: bool = False
-    ) -> pd.DataFrame:
-        """Run a query; its errors carry `name`."""
-
-        def work(tx: neo4j.ManagedTransaction) -> tuple[list[str], list[list[Any]]]:
-            result = tx.run(text, dict(parameters))
-            keys = list(result.keys())
-            values = [[_plain(value) for value in record.values()] for record in result]
-            if not write and result.consume().counters.contains_updates:
-                raise _would_write(name)
-            return keys, values
-
-        self._check_open()
-        if not write:
-            dialect.refuse_schema_statement(self, name, text)
-        with translated(self.address, name), self._session(write) as session:
-            try:
-                keys, values = (session.execute_write if write else session.execute_read)(work)
-            except neo4j.exceptions.ClientError as error:
-                if error.code == "Neo.ClientError.Statement.AccessMode":
-                    raise _would_write(name) from error
-                raise
-        return pd.DataFrame(values, columns=keys)
-
-    def rows(self, text: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Run a statement that reads; one dictionary a row."""
-
-        def work(tx: neo4j.ManagedTransaction) -> list[dict[str, Any]]:
-            return [dict(record) for record in tx.run(text, parameters)]
-
-        self._check_open()
-        with translated(self.address), self._session(False) as session:
-            return session.execute_read(work)
-
-    def change(self, text: str, **parameters: Any) -> list[dict[str, Any]]:
-        """Run one statement that writes, in a transaction of its own; one dictionary a row."""
-        return self.transact(lambda tx: [dict(record) for record in tx.run(text, parameters)])
-
-    def transact(self, work: Callable[[neo4j.ManagedTransaction], T], *, merges: bool = False) -> T:
-        """Run a function in one write transaction, again if the engine says that this helps.
-
-        Parameters
-        ----------
-        work
-            The function; it may run more than once.
-        merges
-            Whether it merges nodes that other writers may be making at this moment.
-        """
-        self._check_open()
-        with translated(self.address), self._session(True) as session:
-            for _ in range(dialect.MERGE_TRIES - 1):
-                try:
-                    return session.execute_write(work)
-                except neo4j.exceptions.ConstraintError:
-                    if not (merges and dialect.merge_can_lose_a_race(self)):
-                        raise
-            return session.execute_write(work)
-
-    def _session(self, write: bool) -> neo4j.Session:
-        mode = neo4j.WRITE_ACCESS if write else neo4j.READ_ACCESS
-        return self.driver.session(database=self.database, default_access_mode=mode)
-
-    def _check_open(self) -> None:
-        if not self._open:
-            raise StoreError(f"store {self.address} is closed", "Connect again")
-
     def _known(self, graph_id: str) -> str:
         """Return the id if a complete graph has it."""
         found = self.rows(
@@ -449,25 +337,3 @@ class Store:
                 f"no prompt set {name!r} is stored",
                 nearest(name, known) or "circuitbase sets lists what is",
             )
-
-
-def _plain(value: Any) -> Any:
-    """Nodes and relationships as dictionaries of their properties, paths as lists of them."""
-    if isinstance(value, neo4j_graph.Node | neo4j_graph.Relationship):
-        return dict(value)
-    if isinstance(value, neo4j_graph.Path):
-        return [
-            dict(part)
-            for pair in zip(value.nodes, [*value.relationships, None], strict=True)
-            for part in pair
-            if part is not None
-        ]
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
-
-
-def _would_write(name: str) -> QueryError:
-    return QueryError(
-        f"{name} would change the store", "Allow it with write=True (--write on the command line)"
-    )

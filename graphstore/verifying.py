@@ -29,7 +29,7 @@ from graphstore.writing import rewrite_summaries
 from tracer.errors import CircuitError
 
 if TYPE_CHECKING:
-    from graphstore.store import Store
+    from graphstore.client import Client
 
 __all__ = ["verify_store"]
 
@@ -53,7 +53,7 @@ class Problem:
 
 
 def verify_store(
-    store: Store, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
+    store: Client, *, repair: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> pd.DataFrame:
     """Check a store; see :meth:`graphstore.Store.verify`."""
     if repair:
@@ -64,7 +64,7 @@ def verify_store(
     )
 
 
-def _repair(store: Store) -> None:
+def _repair(store: Client) -> None:
     for statement in schema_statements():
         store.change(statement)
     for graph_id in interrupted(store):
@@ -76,7 +76,7 @@ def _repair(store: Store) -> None:
     _repair_summaries(store)
 
 
-def _repair_summaries(store: Store) -> None:
+def _repair_summaries(store: Client) -> None:
     """Make the summaries of graphs that disagree with them anew; drop entries of no graph."""
     sound: list[int] = []
     broken: list[str] = []
@@ -92,7 +92,7 @@ def _repair_summaries(store: Store) -> None:
         rewrite_summaries(store, read_stored_graph(store, graph_id))
 
 
-def _problems(store: Store, progress: Callable[[int, int], None] | None) -> Iterator[Problem]:
+def _problems(store: Client, progress: Callable[[int, int], None] | None) -> Iterator[Problem]:
     yield from _check_schema(store)
     yield from _check_incomplete(store)
     yield from _check_keys(store)
@@ -107,14 +107,14 @@ def _problems(store: Store, progress: Callable[[int, int], None] | None) -> Iter
 # The whole store -------------------------------------------------------------------------------
 
 
-def _check_schema(store: Store) -> Iterator[Problem]:
+def _check_schema(store: Client) -> Iterator[Problem]:
     found = {tuple(row["properties"]) + tuple(row["labels"]) for row in dialect.constraints(store)}
     for label, key in KEYS.items():
         if (key, label) not in found:
             yield Problem("schema", label, f"no uniqueness constraint on {key}; --repair makes it")
 
 
-def _check_incomplete(store: Store) -> Iterator[Problem]:
+def _check_incomplete(store: Client) -> Iterator[Problem]:
     for graph_id in interrupted(store, silent_for=0):
         yield Problem(
             "incomplete",
@@ -142,7 +142,7 @@ _STRAY: Final = {
 }
 
 
-def _check_keys(store: Store) -> Iterator[Problem]:
+def _check_keys(store: Client) -> Iterator[Problem]:
     """Everything belongs somewhere, and every key finds what a scan finds."""
     for problem, text in _STRAY.items():
         for row in store.rows(text):
@@ -178,7 +178,7 @@ RETURN v.next_gno AS next, coalesce(max(g.gno), -1) AS highest
 """
 
 
-def _check_totals(store: Store) -> Iterator[Problem]:
+def _check_totals(store: Client) -> Iterator[Problem]:
     """Summaries hold nothing beyond what the graphs, checked one by one, account for."""
     totals = store.rows(_TOTALS, tolerance=_TOLERANCE)[0]
     for name in totals["unsound"]:
@@ -229,7 +229,7 @@ RETURN collect([t.ord, s.ord, r.weight, r.share, r.score, r.share_full, r.residu
 _PROPERTIES: Final = "MATCH (g:Graph {graph_id: $graph_id}) RETURN properties(g) AS properties"
 
 
-def _check_graph(store: Store, graph_id: str) -> Iterator[Problem]:
+def _check_graph(store: Client, graph_id: str) -> Iterator[Problem]:
     """Compare what is stored of one graph with what its edges say now."""
     try:
         graph = read_stored_graph(store, graph_id)
@@ -245,7 +245,7 @@ def _check_graph(store: Store, graph_id: str) -> Iterator[Problem]:
     yield from _check_summaries(store, rows)
 
 
-def _check_nodes(store: Store, rows: GraphRows) -> Iterator[Problem]:
+def _check_nodes(store: Client, rows: GraphRows) -> Iterator[Problem]:
     graph_id = rows.graph.graph_id
     for low in range(0, rows.graph.n_nodes, _PAGE):
         page = store.rows(_NODES, graph_id=graph_id, low=low, high=low + _PAGE)[0]["nodes"]
@@ -262,7 +262,7 @@ def _check_nodes(store: Store, rows: GraphRows) -> Iterator[Problem]:
         )
 
 
-def _check_edges(store: Store, rows: GraphRows) -> Iterator[Problem]:
+def _check_edges(store: Client, rows: GraphRows) -> Iterator[Problem]:
     graph_id = rows.graph.graph_id
     sources, targets, columns = rows.edges
     expected = pd.DataFrame({"t": targets, "s": sources})
@@ -286,7 +286,7 @@ def _check_edges(store: Store, rows: GraphRows) -> Iterator[Problem]:
             yield Problem("edge", graph_id, f"property {name} differs on {(~same).sum()} edges")
 
 
-def _check_summaries(store: Store, rows: GraphRows) -> Iterator[Problem]:
+def _check_summaries(store: Client, rows: GraphRows) -> Iterator[Problem]:
     graph_id = rows.graph.graph_id
     stored = store.rows(_HAS_FEATURE, graph_id=graph_id)[0]
     found = sorted(zip(stored["ids"], stored["influence"], strict=False))

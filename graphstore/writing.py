@@ -27,7 +27,7 @@ from tracer.errors import StoreError
 from tracer.graph import AttributionGraph
 
 if TYPE_CHECKING:
-    from graphstore.store import Store
+    from graphstore.client import Client
 
 __all__ = ["rewrite_summaries", "write_graph_to"]
 
@@ -43,7 +43,7 @@ Step = tuple[str, dict[str, Any], int]
 Hook = Callable[[neo4j.ManagedTransaction, str], None]
 
 
-def write_graph_to(store: Store, graph: AttributionGraph, prompt_set: str | None) -> bool:
+def write_graph_to(store: Client, graph: AttributionGraph, prompt_set: str | None) -> bool:
     """Write one graph; see :meth:`graphstore.Store.write`.
 
     Returns
@@ -83,7 +83,7 @@ SET g.heartbeat = timestamp() RETURN g.graph_id AS graph_id
 class Claim:
     """The right to write one graph, renewed and checked in every transaction."""
 
-    def __init__(self, store: Store, graph_id: str) -> None:
+    def __init__(self, store: Client, graph_id: str) -> None:
         self.store = store
         self.graph_id = graph_id
         self.writer = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
@@ -347,7 +347,7 @@ def _summaries(rows: GraphRows) -> list[Step]:
     return steps
 
 
-def rewrite_summaries(store: Store, graph: AttributionGraph) -> None:
+def rewrite_summaries(store: Client, graph: AttributionGraph) -> None:
     """Make a stored graph's part of the summaries anew, from the graph."""
 
     def work(tx: neo4j.ManagedTransaction) -> None:

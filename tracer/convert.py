@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from tracer.errors import GraphError, nearest
-from tracer.graph import AttributionGraph, Scores, Supernode
+from tracer.graph import PLAIN_FIELDS, AttributionGraph, Scores, Supernode
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -26,22 +26,6 @@ __all__ = ["from_networkx", "from_pandas", "to_networkx", "to_pandas"]
 
 _WEIGHTS: Final = ("weight", "residual", "attention")
 _MATRICES: Final = ("adjacency", "residual", "attention")  # in the order of _WEIGHTS
-_PLAIN: Final = (
-    "prompt",
-    "tokens",
-    "token_ids",
-    "model_id",
-    "transcoder_id",
-    "model_info",
-    "transcoder_info",
-    "slug",
-    "settings",
-    "unpruned",
-    "source",
-    "created_at",
-    "parent_id",
-    "graph_id",
-)
 
 
 def to_pandas(graph: AttributionGraph) -> pd.DataFrame:
@@ -131,7 +115,7 @@ def to_networkx(graph: AttributionGraph) -> nx.DiGraph[str]:
 
     keys = graph.keys
     network: nx.DiGraph[str] = nx.DiGraph()
-    network.graph.update({name: getattr(graph, name) for name in _PLAIN})
+    network.graph.update({name: getattr(graph, name) for name in PLAIN_FIELDS})
     network.graph.update(
         scores={rule: asdict(score) for rule, score in graph.scores.items()},
         supernodes=[
@@ -288,7 +272,7 @@ def _graph(
 
 def _held_fields(held: Mapping[str, Any], row_of: Mapping[Any, int]) -> dict[str, Any]:
     """Take the constructor arguments among a network's attributes."""
-    found: dict[str, Any] = {name: held[name] for name in _PLAIN if name in held}
+    found: dict[str, Any] = {name: held[name] for name in PLAIN_FIELDS if name in held}
     if "scores" in held:
         found["scores"] = {rule: Scores(**values) for rule, values in held["scores"].items()}
     groups = [

@@ -29,9 +29,11 @@ if TYPE_CHECKING:
     import networkx as nx
 
 __all__ = [
+    "FIELDS",
     "JSON",
     "KINDS",
     "NODE_COLUMNS",
+    "PLAIN_FIELDS",
     "RULES",
     "AttributionGraph",
     "Rule",
@@ -331,13 +333,13 @@ class AttributionGraph:
 
     def replace(self, **changes: Any) -> AttributionGraph:
         """Copy with some constructor arguments changed; its id is kept unless changed too."""
-        arguments = {name: getattr(self, name) for name in _ARGUMENTS}
+        arguments = {name: getattr(self, name) for name in FIELDS}
         return AttributionGraph(**{**arguments, **changes})
 
     def differences(self, other: AttributionGraph) -> list[str]:
         """Names of the fields in which two graphs differ (exactly, nan equal to nan)."""
         found = []
-        for name in _ARGUMENTS:
+        for name in FIELDS:
             mine, theirs = getattr(self, name), getattr(other, name)
             if isinstance(mine, pd.DataFrame):
                 same = mine.equals(theirs)
@@ -418,9 +420,8 @@ class AttributionGraph:
         return f"<table>{cells}</table>"
 
 
-_ARGUMENTS: Final = (
-    "nodes",
-    "adjacency",
+# Constructor arguments that are plain values, then all of them.
+PLAIN_FIELDS: Final = (
     "prompt",
     "tokens",
     "token_ids",
@@ -430,16 +431,15 @@ _ARGUMENTS: Final = (
     "transcoder_info",
     "slug",
     "settings",
-    "scores",
     "unpruned",
-    "residual",
-    "attention",
-    "supernodes",
-    "pinned",
     "source",
     "created_at",
     "parent_id",
     "graph_id",
+)
+FIELDS: Final = (
+    *("nodes", "adjacency", "residual", "attention", "scores", "supernodes", "pinned"),
+    *PLAIN_FIELDS,
 )
 
 

@@ -14,30 +14,14 @@ import pandas as pd
 
 from graphstore.formats.common import Limits, check_depth, field, shown
 from tracer.errors import FormatError, GraphError
-from tracer.graph import RULES, AttributionGraph, Scores, Supernode
+from tracer.graph import PLAIN_FIELDS, RULES, AttributionGraph, Scores, Supernode
 
 __all__ = ["ENCODING", "VERSION", "build", "dump_header", "graph_header", "load_header"]
 
 ENCODING: Final = "circuitbase/attribution-graph"
 VERSION: Final = 1
 
-_PLAIN: Final = (
-    "prompt",
-    "tokens",
-    "token_ids",
-    "model_id",
-    "transcoder_id",
-    "model_info",
-    "transcoder_info",
-    "slug",
-    "settings",
-    "unpruned",
-    "pinned",
-    "source",
-    "created_at",
-    "parent_id",
-    "graph_id",
-)
+_PLAIN: Final = (*PLAIN_FIELDS, "pinned")
 _NUMBERS: Final = ("completeness", "replacement", "mean_path_length", "lost")
 
 
