@@ -130,7 +130,8 @@ def export(
         If the folder is not empty or cannot be written.
     """
     listed = store.graphs()
-    sets = {row["name"]: row["description"] for row in store.sets().to_dict("records")}
+    described = "MATCH (p:PromptSet) RETURN p.name AS name, p.description AS description"
+    sets = {row["name"]: row["description"] for row in store.rows(described)}
     labels: Labels = {
         row["id"]: (row["label"], row["source"])
         for row in store.rows(
@@ -409,8 +410,9 @@ def _as(kind: str, value: Any) -> Any:
 
 def _write_arguments(place: Path, written: list[tuple[str, str]]) -> None:
     """Write the arguments of the import command, in the folder that it runs in."""
-    lines = ["--array-delimiter=U+001F", "--multiline-fields=true", "--overwrite-destination"]
+    # The database's name first: options that take several files would take it for one of them.
+    lines = ["neo4j", "--array-delimiter=U+001F", "--multiline-fields=true"]
+    lines.append("--overwrite-destination")
     for group, name in written:
         lines.append(f"--{group}={name}={name}_header.csv,{name}.csv")
-    lines.append("neo4j")
     (place / "import.args").write_text("\n".join(lines) + "\n")

@@ -109,7 +109,7 @@ class GraphRows:
         lengths = _by_length(flow)
         names = list(table.columns)
         return [
-            {**_present(dict(zip(names, row, strict=True))), "influence_by_length": parts}
+            _present({**dict(zip(names, row, strict=True)), "influence_by_length": parts})
             for row, parts in zip(
                 zip(*(table[name].tolist() for name in names), strict=True), lengths, strict=True
             )
@@ -248,8 +248,8 @@ def _at(part: Any, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArr
 
 
 def _present(properties: Mapping[str, Any]) -> Properties:
-    """Drop what is unknown: the database has no null properties, and nan would not compare."""
-    return {k: v for k, v in properties.items() if v is not None and v == v}
+    """Drop what is unknown or empty: null and nan are no properties, and bulk import has no []."""
+    return {k: v for k, v in properties.items() if v is not None and v == v and v != []}
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -224,7 +224,9 @@ class Store(Client):
             RETURN p.name AS name, p.description AS description, graphs ORDER BY name
             """
         )
-        return pd.DataFrame(found, columns=["name", "description", "graphs"])
+        table = pd.DataFrame(found, columns=["name", "description", "graphs"])
+        table["description"] = pd.Series([row["description"] for row in found], dtype=object)
+        return table
 
     def add_set(self, name: str, description: str | None = None) -> None:
         """Make a prompt set, or describe one."""

@@ -162,14 +162,14 @@ class Servers:
         if done.returncode:
             pytest.fail(f"{SCRIPT.name} start failed: {done.stderr}")
         # A test run that is killed stops nothing by itself; its servers should not outlive it.
-        watch = 'while kill -0 "$1" 2>/dev/null; do sleep 1; done; exec "$2" stop'
-        subprocess.Popen(
+        watch = (
+            '(while kill -0 "$1"; do sleep 1; done; exec "$2" stop) >/dev/null 2>&1 </dev/null &'
+        )
+        subprocess.run(
             ["/bin/sh", "-c", watch, "watch", str(os.getpid()), str(SCRIPT)],
             env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
             start_new_session=True,
+            check=True,
         )
         pairs = [line.removeprefix("export ").split("=", 1) for line in done.stdout.splitlines()]
         return {key: "".join(shlex.split(value)) for key, value in pairs}

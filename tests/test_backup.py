@@ -201,7 +201,8 @@ def test_neo4j_admin_import_makes_an_equal_store(engine, servers, embedded_store
         auth = ("neo4j", found["NEO4J_PASSWORD"].strip("'"))
         with graphstore.connect(found["NEO4J_URI"].strip("'"), auth=auth) as store:
             assert store.verify().empty
-            assert contents(store) == contents(embedded_store)
+            for kind, wanted in contents(embedded_store).items():
+                assert set(contents(store)[kind]) ^ set(wanted) == set()
             for graph in graphs:
                 assert store.read(graph.graph_id).differences(graph) == []
             assert not store.write(graphs[0])

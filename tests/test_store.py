@@ -72,7 +72,9 @@ def test_every_node_and_edge_carries_what_the_sparse_solve_knows(any_store, grap
     np.testing.assert_array_equal(nodes["i"], flow.influence)
     np.testing.assert_array_equal(nodes["e"], flow.error_fraction)
     np.testing.assert_array_equal(nodes["f"], graph.nodes["influence_full"])
-    np.testing.assert_allclose([sum(parts) for parts in nodes["l"]], flow.influence, rtol=1e-12)
+    np.testing.assert_allclose(
+        [sum(parts or []) for parts in nodes["l"]], flow.influence, rtol=1e-12
+    )
     edges = any_store.cypher(
         "MATCH (:Graph {graph_id: $g})-[:CONTAINS]->(t)<-[r:CONTRIBUTES]-(s) "
         "RETURN t.ord AS t, s.ord AS s, r.weight AS w, r.share AS share, r.score AS score, "

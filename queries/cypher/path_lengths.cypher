@@ -8,7 +8,7 @@
 // cost        the embedding nodes of each graph
 UNWIND $graph_ids AS id
 MATCH (g:Graph {graph_id: id, complete: true})-[:CONTAINS]->(n:Node {kind: 'embedding'})
-WITH g, n.influence_by_length AS parts
+WITH g, coalesce(n.influence_by_length, []) AS parts
 UNWIND range(1, size(parts)) AS length
 WITH g, length, sum(parts[length - 1]) AS mass
 RETURN g.graph_id AS graph_id, length, mass

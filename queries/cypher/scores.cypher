@@ -21,7 +21,7 @@ RETURN g.graph_id AS graph_id, g.slug AS slug,
 // statement as_stored
 UNWIND $graph_ids AS id
 MATCH (g:Graph {graph_id: id, complete: true})-[:CONTAINS]->(n:Node)
-WITH g, n.kind AS kind, n.influence AS influence, n.influence_by_length AS parts,
+WITH g, n.kind AS kind, n.influence AS influence, coalesce(n.influence_by_length, []) AS parts,
      CASE WHEN n.kind = 'logit' THEN coalesce(n.probability, 0.0) ELSE 0.0 END AS weight
 WITH g, sum(weight) AS weights, sum(influence + weight) AS through,
      sum(CASE WHEN kind = 'embedding' THEN influence ELSE 0.0 END) AS embeddings,
