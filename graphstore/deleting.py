@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Final
 
 import neo4j
 
+from graphstore.claims import SILENCE_LIMIT, Claim
 from graphstore.schema import VAULT
 
 if TYPE_CHECKING:
     from graphstore.client import Client
 
 __all__ = [
-    "HEARTBEAT_LIMIT",
+    "clear",
     "drop_unknown_entries",
     "interrupted",
     "remove_graph",
+    "remove_interrupted",
     "remove_unused_features",
     "withdraw_summaries",
 ]
 
-HEARTBEAT_LIMIT: Final = 600  # seconds without a heartbeat after which a writer is taken for gone
 _BATCH: Final = 5_000
 
 _LOCK: Final = "MATCH (v:Vault {vault_id: $vault}) SET v.claims = coalesce(v.claims, 0) + 1"
@@ -55,9 +56,6 @@ _WITHDRAW_FEATURES: Final = """
 MATCH (:Graph {graph_id: $graph_id})-[h:HAS_FEATURE]->(:Feature)
 WITH collect(h) AS all_of_them UNWIND all_of_them AS h DELETE h
 """
-_WITHDRAW: Final = """
-MATCH (g:Graph {graph_id: $graph_id}) SET g.complete = false, g.heartbeat = 0 REMOVE g.writer
-"""
 _NODE_IDS: Final = """
 MATCH (:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node) WITH n LIMIT $limit
 OPTIONAL MATCH (n)-[:INSTANCE_OF]->(f:Feature)
@@ -68,7 +66,18 @@ _DROP_SUPERNODES: Final = """
 MATCH (s:Supernode {graph_id: $graph_id})
 WITH collect(s) AS all_of_them UNWIND all_of_them AS s DETACH DELETE s
 """
-_DROP_GRAPH: Final = "MATCH (g:Graph {graph_id: $graph_id}) DETACH DELETE g"
+_DROP_LINKS: Final = """
+MATCH (:Graph {graph_id: $graph_id})-[r]-()
+WITH collect(r) AS all_of_them UNWIND all_of_them AS r DELETE r
+"""
+_RESET: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+SET g = {graph_id: $graph_id, complete: false, writer: $writer, heartbeat: timestamp()}
+"""
+_DROP_GRAPH: Final = "MATCH (g:Graph {graph_id: $graph_id, writer: $writer}) DETACH DELETE g"
+_WRITER: Final = """
+MATCH (g:Graph {graph_id: $graph_id}) WHERE g.complete = false RETURN g.writer AS writer
+"""
 _WRITING: Final = """
 MATCH (g:Graph) WHERE g.complete = false AND g.graph_id <> $graph_id AND g.heartbeat > 0
 RETURN count(g) AS n
@@ -84,20 +93,41 @@ _DROP_FEATURES: Final = "UNWIND $ids AS id MATCH (f:Feature {feature_id: id}) DE
 
 
 def remove_graph(store: Client, graph_id: str) -> None:
-    """Remove a graph, complete or not, and what only it used; safe to repeat after a kill.
+    """Remove a complete graph and what only it used.
 
     Features with a label, statistics or global weights stay, and so do sets that become empty.
     """
-    store.transact(lambda tx: _withdraw(tx, graph_id))
-    store.change(_DROP_SUPERNODES, graph_id=graph_id)
-    while store.transact(lambda tx: _remove_batch(tx, graph_id)):
+    with Claim(store, graph_id) as claim:
+
+        def withdraw(tx: neo4j.ManagedTransaction) -> bool:
+            withdraw_summaries(tx, graph_id)
+            return claim.withdraw(tx)
+
+        if store.transact(withdraw):  # else another process is removing it
+            _remove(claim)
+
+
+def remove_interrupted(store: Client, graph_id: str, *, silent_for: float) -> bool:
+    """Remove an incomplete graph if nobody works on it; whether that was so."""
+    with Claim(store, graph_id) as claim:
+        found = store.rows(_WRITER, graph_id=graph_id)
+        if not found or not claim.take_over(found[0]["writer"], silent_for=silent_for):
+            return False
+        _remove(claim)
+        return True
+
+
+def clear(claim: Claim) -> None:
+    """Remove the nodes, edges and supernodes of a claimed, incomplete graph."""
+    claim.run(lambda tx: tx.run(_DROP_SUPERNODES, graph_id=claim.graph_id).consume())
+    while claim.run(lambda tx: _remove_batch(tx, claim.graph_id)):
         pass
-    store.change(_DROP_GRAPH, graph_id=graph_id)
+    claim.run(lambda tx: _reset(tx, claim))
 
 
-def _withdraw(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
-    withdraw_summaries(tx, graph_id)
-    tx.run(_WITHDRAW, graph_id=graph_id).consume()
+def _remove(claim: Claim) -> None:
+    clear(claim)
+    claim.store.change(_DROP_GRAPH, graph_id=claim.graph_id, writer=claim.writer)
 
 
 def withdraw_summaries(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
@@ -108,6 +138,12 @@ def withdraw_summaries(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
     if touched is not None and touched["touched"]:
         tx.run(_DROP_EDGES, ids=touched["touched"]).consume()
     tx.run(_WITHDRAW_FEATURES, graph_id=graph_id).consume()
+
+
+def _reset(tx: neo4j.ManagedTransaction, claim: Claim) -> None:
+    """Leave of the graph's own node no more than a new claim makes."""
+    tx.run(_DROP_LINKS, graph_id=claim.graph_id).consume()
+    tx.run(_RESET, graph_id=claim.graph_id, writer=claim.writer).consume()
 
 
 def _remove_batch(tx: neo4j.ManagedTransaction, graph_id: str) -> int:
@@ -173,6 +209,6 @@ RETURN g.graph_id AS graph_id, (timestamp() - coalesce(g.heartbeat, 0)) / 1000.0
 """
 
 
-def interrupted(store: Client, *, silent_for: float = HEARTBEAT_LIMIT) -> list[str]:
+def interrupted(store: Client, *, silent_for: float = SILENCE_LIMIT) -> list[str]:
     """Ids of incomplete graphs whose writer has given no sign for so many seconds."""
     return [row["graph_id"] for row in store.rows(_INTERRUPTED) if row["silent"] >= silent_for]

@@ -12,7 +12,7 @@ import pandas as pd
 
 from graphstore.client import Client
 from graphstore.connection import open_connection
-from graphstore.deleting import interrupted, remove_graph
+from graphstore.deleting import interrupted, remove_graph, remove_interrupted
 from graphstore.grouping import group_nodes, label_features
 from graphstore.reading import read_stored_graph
 from graphstore.schema import ensure_schema
@@ -70,7 +70,7 @@ def connect(
             # Nobody else can be writing: what is incomplete was interrupted.
             for graph_id in interrupted(store, silent_for=0):
                 log.warning("removing graph %s, whose writing was interrupted", graph_id)
-                remove_graph(store, graph_id)
+                remove_interrupted(store, graph_id, silent_for=0)
     except BaseException:
         store.close()
         raise

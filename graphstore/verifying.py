@@ -15,10 +15,11 @@ import numpy as np
 import pandas as pd
 
 from graphstore import dialect
+from graphstore.claims import SILENCE_LIMIT
 from graphstore.deleting import (
     drop_unknown_entries,
     interrupted,
-    remove_graph,
+    remove_interrupted,
     remove_unused_features,
     withdraw_summaries,
 )
@@ -68,7 +69,7 @@ def _repair(store: Client) -> None:
     for statement in schema_statements():
         store.change(statement)
     for graph_id in interrupted(store):
-        remove_graph(store, graph_id)
+        remove_interrupted(store, graph_id, silent_for=SILENCE_LIMIT)
     remove_unused_features(store)
     for label in _INDEXED:
         if dialect.keys_not_found(store, label):

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
-import os
-import socket
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import neo4j
-from neo4j import exceptions as neo4j_errors
 
-from graphstore.deleting import HEARTBEAT_LIMIT, remove_graph, withdraw_summaries
+from graphstore.claims import SILENCE_LIMIT, Claim, has_died
+from graphstore.deleting import clear, withdraw_summaries
 from graphstore.rows import EDGE_COLUMNS, GraphRows
 from graphstore.schema import VAULT
 from tracer.errors import StoreError
@@ -40,7 +38,6 @@ log = logging.getLogger(__name__)
 
 # A statement with its parameters and how many rows it writes.
 Step = tuple[str, dict[str, Any], int]
-Hook = Callable[[neo4j.ManagedTransaction, str], None]
 
 
 def write_graph_to(store: Client, graph: AttributionGraph, prompt_set: str | None) -> bool:
@@ -52,105 +49,46 @@ def write_graph_to(store: Client, graph: AttributionGraph, prompt_set: str | Non
         Whether the graph is new to the store.
     """
     rows = GraphRows(graph)
-    claim = Claim(store, graph.graph_id)
-    if claim.take():
-        for steps in _grouped(_steps(rows)):
-            claim.run(steps)
-        claim.run(_publication(rows, prompt_set), before=number_graph, after=_check_counts(rows))
-        return True
+    with Claim(store, graph.graph_id) as claim:
+        if _take(claim):
+            for steps in _grouped(_steps(rows)):
+                claim.run(partial(run_steps, steps=steps))
+            claim.run(lambda tx: _publish(tx, rows, prompt_set))
+            return True
     store.transact(lambda tx: run_steps(tx, _additions(rows, prompt_set)), merges=True)
     return False
 
-
-# Claiming a graph ------------------------------------------------------------------------------
 
 _STATE: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
 RETURN g.complete AS complete, g.writer AS writer,
        (timestamp() - coalesce(g.heartbeat, 0)) / 1000.0 AS silent
 """
-# The vault is locked so that nobody removes unused features between a claim and its batches.
-_CLAIM: Final = """
-MATCH (v:Vault {vault_id: $vault}) SET v.claims = coalesce(v.claims, 0) + 1
-CREATE (:Graph {graph_id: $graph_id, complete: false, writer: $writer, heartbeat: timestamp()})
-"""
-_HOLD: Final = """
-MATCH (g:Graph {graph_id: $graph_id, writer: $writer}) WHERE g.complete = false
-SET g.heartbeat = timestamp() RETURN g.graph_id AS graph_id
-"""
 
 
-class Claim:
-    """The right to write one graph, renewed and checked in every transaction."""
-
-    def __init__(self, store: Client, graph_id: str) -> None:
-        self.store = store
-        self.graph_id = graph_id
-        self.writer = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
-
-    def take(self) -> bool:
-        """Make the graph's node, or wait for whoever is writing it; True if it is ours."""
-        told = False
-        while True:
-            found = self.store.rows(_STATE, graph_id=self.graph_id)
-            if not found:
-                try:
-                    self.store.change(
-                        _CLAIM, vault=VAULT, graph_id=self.graph_id, writer=self.writer
-                    )
-                except StoreError as error:
-                    if isinstance(error.__cause__, neo4j_errors.ConstraintError):
-                        continue  # another writer was faster
-                    raise
+def _take(claim: Claim) -> bool:
+    """Claim the graph, or wait for whoever works on it; True if it is ours to write."""
+    told = False
+    while True:
+        found = claim.store.rows(_STATE, graph_id=claim.graph_id)
+        if not found:
+            if claim.make():
                 return True
-            state = found[0]
-            if state["complete"]:
-                return False
-            if state["silent"] > HEARTBEAT_LIMIT or _has_died(state["writer"]):
-                log.warning("graph %s was left half-written; writing it again", self.graph_id)
-                remove_graph(self.store, self.graph_id)
-                continue
-            if not told:
-                log.warning(
-                    "graph %s is being written by %s; waiting", self.graph_id, state["writer"]
-                )
-                told = True
-            time.sleep(_POLL)
-
-    def run(
-        self, steps: list[Step], *, before: Hook | None = None, after: Hook | None = None
-    ) -> None:
-        """Run statements in one transaction that fails if the claim was lost."""
-
-        def work(tx: neo4j.ManagedTransaction) -> None:
-            held = tx.run(_HOLD, graph_id=self.graph_id, writer=self.writer).single()
-            if held is None:
-                raise StoreError(
-                    f"graph {self.graph_id} was taken over by another writer",
-                    "This process was silent too long; write the graph again",
-                )
-            for hook, when in ((before, "before"), (after, "after")):
-                if when == "after":
-                    run_steps(tx, steps)
-                if hook is not None:
-                    hook(tx, self.graph_id)
-
-        self.store.transact(work, merges=True)
-
-
-def _has_died(writer: str | None) -> bool:
-    """Whether a writer was a process of this machine that is no more."""
-    host, _, rest = (writer or "").partition("/")
-    pid = rest.partition("/")[0]
-    if host != socket.gethostname() or not pid.isdecimal():
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # it lives, and is somebody else's
-        return False
-    return False
+            continue
+        state = found[0]
+        if state["complete"]:
+            return False
+        dead = has_died(state["writer"])
+        if dead or state["silent"] >= SILENCE_LIMIT:
+            if claim.take_over(state["writer"], silent_for=0.0 if dead else SILENCE_LIMIT):
+                log.warning("graph %s was left half-written; writing it again", claim.graph_id)
+                clear(claim)
+                return True
+            continue
+        if not told:
+            log.warning("%s works on graph %s; waiting", state["writer"], claim.graph_id)
+            told = True
+        time.sleep(_POLL)
 
 
 def run_steps(tx: neo4j.ManagedTransaction, steps: list[Step]) -> None:
@@ -316,9 +254,18 @@ RETURN nodes, count(r) AS edges
 """
 
 
-def number_graph(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
-    """Lock the vault and give the graph the next number; numbers are never used again."""
-    tx.run(_NUMBER, vault=VAULT, graph_id=graph_id).consume()
+def _publish(tx: neo4j.ManagedTransaction, rows: GraphRows, prompt_set: str | None) -> None:
+    """Make a written graph count: number it, add it to the summaries, check that all arrived."""
+    # Locks the vault; numbers are never used again.
+    tx.run(_NUMBER, vault=VAULT, graph_id=rows.graph.graph_id).consume()
+    run_steps(tx, _publication(rows, prompt_set))
+    found = tx.run(_COUNTS, graph_id=rows.graph.graph_id).single(strict=True)
+    expected = {"nodes": rows.graph.n_nodes, "edges": rows.graph.n_edges}
+    if dict(found) != expected:
+        raise StoreError(
+            f"graph {rows.graph.graph_id} arrived as {dict(found)}, expected {expected}",
+            "Nothing of it is visible; write it again, and report this if it comes back",
+        )
 
 
 def _publication(rows: GraphRows, prompt_set: str | None) -> list[Step]:
@@ -369,18 +316,3 @@ def _additions(rows: GraphRows, prompt_set: str | None) -> list[Step]:
     if prompt_set is not None:
         steps.append((_INCLUDE, {"name": prompt_set, "graph_id": graph.graph_id}, 1))
     return steps
-
-
-def _check_counts(rows: GraphRows) -> Hook:
-    """Check, inside the last transaction, that everything arrived."""
-
-    def check(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
-        found = tx.run(_COUNTS, graph_id=graph_id).single(strict=True)
-        expected = {"nodes": rows.graph.n_nodes, "edges": rows.graph.n_edges}
-        if dict(found) != expected:
-            raise StoreError(
-                f"graph {graph_id} arrived as {dict(found)}, expected {expected}",
-                "Nothing of it is visible; write it again, and report this if it comes back",
-            )
-
-    return check

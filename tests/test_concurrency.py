@@ -78,7 +78,7 @@ def test_a_writer_that_lost_its_claim_stops(any_store, graphs, monkeypatch):
         any_store.change("MATCH (g:Graph) SET g.writer = 'somebody/1/else'")
 
     monkeypatch.setattr(writing, "_steps", taken_over)
-    with pytest.raises(StoreError, match="was taken over by another writer"):
+    with pytest.raises(StoreError, match="was taken over by another process"):
         any_store.write(graphs[0])
     assert any_store.graphs().empty
 
@@ -97,6 +97,64 @@ def test_what_a_dead_writer_left_is_written_again_at_once(any_store, graphs):
     )
     assert any_store.write(graphs[0])
     assert any_store.verify().empty
+
+
+def test_what_this_process_failed_to_write_is_written_again_at_once(any_store, graphs, monkeypatch):
+    from graphstore import writing
+
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise StoreError("the disk is full", "Free space")
+
+        patch.setattr(writing, "_publish", fail)
+        with pytest.raises(StoreError, match="disk is full"):
+            any_store.write(graphs[0], "set")
+    assert any_store.graphs().empty
+    assert any_store.write(graphs[0], "set")
+    assert any_store.verify().empty
+
+
+def test_an_interrupted_delete_is_finished_by_writing_or_by_repair(any_store, graphs, monkeypatch):
+    from graphstore import deleting
+
+    for repair in (False, True):
+        any_store.write_many(graphs[:2], "set")
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object) -> None:
+                raise StoreError("killed", "")
+
+            patch.setattr(deleting, "_remove_batch", fail)
+            with pytest.raises(StoreError, match="killed"):
+                any_store.delete(graphs[0].graph_id)
+        assert any_store.graphs()["graph_id"].tolist() == [graphs[1].graph_id]
+        if repair:
+            any_store.change("MATCH (g:Graph) WHERE g.complete = false SET g.heartbeat = 1")
+            assert any_store.verify(repair=True).empty
+            assert any_store.graphs()["graph_id"].tolist() == [graphs[1].graph_id]
+        else:
+            assert any_store.write(graphs[0])
+            assert any_store.verify().empty
+            assert any_store.read(graphs[0].graph_id) == graphs[0]
+            assert any_store.sets()["graphs"].tolist() == [1]  # its place went with the delete
+
+
+def test_an_abandoned_graph_is_taken_over_once(any_store, graphs):
+    """Both see the same silent writer; only one may go on from there."""
+    from graphstore.claims import Claim
+
+    any_store.change(
+        "CREATE (:Graph {graph_id: $g, complete: false, writer: 'gone', heartbeat: 1})",
+        g=graphs[0].graph_id,
+    )
+    one, two = (Claim(any_store, graphs[0].graph_id) for _ in range(2))
+    assert one.take_over("gone", silent_for=600.0)
+    assert not two.take_over("gone", silent_for=600.0)
+    assert not two.take_over(one.writer, silent_for=600.0)  # it is alive
+    one.run(lambda tx: tx.run("RETURN 1").consume())
+    with pytest.raises(StoreError, match="was taken over"):
+        two.run(lambda tx: tx.run("RETURN 1").consume())
 
 
 def test_reopening_the_embedded_store_removes_what_was_interrupted(tmp_path, graphs):
