@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from graphstore import Store
     from tracer import AttributionGraph
+    from tracer.errors import CircuitError
 
 __all__ = ["export", "import_", "import_files"]
 
@@ -100,7 +101,11 @@ def import_files(
             path = Path(name)
             try:
                 if path.is_dir():
-                    records += _restore(session, store, path, progress)
+                    if pruning is not None or any(how.values()):
+                        raise click.UsageError(
+                            f"{name} is an export, taken back as it is: only --set goes with it."
+                        )
+                    records += _restore(session, store, path, prompt_set, progress)
                 else:
                     graph = _read(path, pruning, how)
                     new = store.write(graph, prompt_set=prompt_set)
@@ -146,7 +151,11 @@ def _record(session: Session, name: str, graph: AttributionGraph, status: str) -
 
 
 def _restore(
-    session: Session, store: Store, folder: Path, progress: Callable[[int, int], None]
+    session: Session,
+    store: Store,
+    folder: Path,
+    prompt_set: str | None,
+    progress: Callable[[int, int], None],
 ) -> list[dict[str, Any]]:
     from graphstore.backup import is_dump, restore
     from tracer.errors import FormatError
@@ -157,7 +166,13 @@ def _restore(
             f"Give the files in it, such as {folder}/*.json",
         )
     before = set(store.graphs()["graph_id"])
-    restore(store, folder, progress)
+    bad: list[dict[str, Any]] = []
+
+    def failed(path: Path, error: CircuitError) -> None:
+        session.say(f"error: {error}")
+        bad.append({"file": str(path), "status": _FAILED, "error": str(error)})
+
+    restore(store, folder, progress, prompt_set=prompt_set, failed=failed)
     rows = store.graphs().to_dict("records")
     new = [row for row in rows if row["graph_id"] not in before]
     if session.format == "table":
@@ -170,7 +185,7 @@ def _restore(
             "error": None,
         }
         for row in new
-    ]
+    ] + bad
 
 
 @click.command()
@@ -189,7 +204,7 @@ def export(session: Session, words: tuple[str, ...], all_: str | None, admin: st
       circuitbase export night night.circuit
       circuitbase export night dark '{slug}.json'
       circuitbase export --all backup/        (circuitbase import backup/ takes it back)
-      circuitbase export --admin bulk/        (the folder tells the neo4j-admin command)
+      circuitbase export --admin bulk/        (prints the neo4j-admin command)
     """
     if sum((bool(words), all_ is not None, admin is not None)) != 1:
         raise click.UsageError("Give GRAPH… FILE, or --all DIR, or --admin DIR.")
@@ -211,7 +226,8 @@ def export(session: Session, words: tuple[str, ...], all_: str | None, admin: st
 
             with progress_bar("exporting") as progress:
                 count = bulk.export(store, Path(admin), progress)
-            session.say(f"wrote {count} graphs to {admin}, for `neo4j-admin database import`")
+            session.say(f"wrote {count} graphs; load them into an empty Neo4j with")
+            session.say(f"cd {admin} && neo4j-admin database import full @import.args")
         else:
             _export_graphs(session, store, words[:-1], words[-1])
 

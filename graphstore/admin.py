@@ -414,5 +414,5 @@ def _write_arguments(place: Path, written: list[tuple[str, str]]) -> None:
     lines = ["neo4j", "--array-delimiter=U+001F", "--multiline-fields=true"]
     lines.append("--overwrite-destination")
     for group, name in written:
-        lines.append(f"--{group}={name}={name}_header.csv,{name}.csv")
+        lines.append(f"--{group}={name}=./{name}_header.csv,./{name}.csv")
     (place / "import.args").write_text("\n".join(lines) + "\n")

@@ -4,7 +4,7 @@
 
     DIR/
         circuitbase.json         written last: sets, labels, which graphs; its absence means an
-                                 interrupted export, which `dump` continues
+                                 interrupted export, which `dump` starts again
         graphs/{graph_id}.circuit
 """
 
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from graphstore.files import read_graph, write_graph
-from tracer.errors import FormatError
+from tracer.errors import FormatError, GraphError, NotFoundError
 
 if TYPE_CHECKING:
     from graphstore.store import Store
+    from tracer.errors import CircuitError
+    from tracer.graph import AttributionGraph
 
 __all__ = ["dump", "is_dump", "restore"]
 
@@ -70,13 +72,19 @@ def dump(store: Store, folder: str | Path, progress: Progress | None = None) -> 
     """
     place = Path(folder)
     _prepare(place)
-    graphs = store.rows(_GRAPHS)
-    for done, row in enumerate(graphs, start=1):
-        path = place / "graphs" / f"{row['graph_id']}.circuit"
-        if not path.exists():  # files are written whole or not at all
-            write_graph(store.read(row["graph_id"]), path)
+    listed = store.rows(_GRAPHS)
+    graphs = []
+    for done, row in enumerate(listed, start=1):
+        try:  # again even if an earlier try left a file: groups may have been made since
+            write_graph(
+                store.read(row["graph_id"]), place / "graphs" / f"{row['graph_id']}.circuit"
+            )
+        except NotFoundError:
+            continue  # deleted meanwhile
+        graphs.append(row)
         if progress is not None:
-            progress(done, len(graphs))
+            progress(done, len(listed))
+    _remove_others(place, {row["graph_id"] for row in graphs})
     manifest = {
         "format": _FORMAT,
         "version": _VERSION,
@@ -110,8 +118,27 @@ SET f.label = r.label, f.label_source = r.source
 """
 
 
-def restore(store: Store, folder: str | Path, progress: Progress | None = None) -> int:
+def restore(
+    store: Store,
+    folder: str | Path,
+    progress: Progress | None = None,
+    *,
+    prompt_set: str | None = None,
+    failed: Callable[[Path, CircuitError], None] | None = None,
+) -> int:
     """Take a folder made by :func:`dump` into a store; nothing stored is overwritten.
+
+    Parameters
+    ----------
+    store, folder
+        Where to, and where from.
+    progress
+        Called with how many graphs are read, and how many there are.
+    prompt_set
+        A set that gets every graph, beside the sets it was in.
+    failed
+        Called with each graph file that cannot be read, which is then skipped; without it, the
+        first one is raised.
 
     Returns
     -------
@@ -134,17 +161,35 @@ def restore(store: Store, folder: str | Path, progress: Progress | None = None) 
     new = 0
     for done, row in enumerate(manifest["graphs"], start=1):
         path = place / "graphs" / f"{row['graph_id']}.circuit"
-        graph = read_graph(path)
-        if graph.graph_id != row["graph_id"]:
-            raise FormatError(
-                f"{path}: holds graph {graph.graph_id}", "Export again: the folder was changed"
-            )
+        try:
+            graph = _read_member(path, row["graph_id"])
+        except (FormatError, GraphError) as error:
+            if failed is None:
+                raise
+            failed(path, error)
+            continue
         new += store.write(graph)
-        for name in row["sets"]:
+        for name in [*row["sets"], *([prompt_set] if prompt_set else [])]:
             store.write(graph, prompt_set=name)
         if progress is not None:
             progress(done, len(manifest["graphs"]))
     return new
+
+
+def _read_member(path: Path, graph_id: str) -> AttributionGraph:
+    graph = read_graph(path)
+    if graph.graph_id != graph_id:
+        raise FormatError(
+            f"{path}: holds graph {graph.graph_id}", "Export again: the folder was changed"
+        )
+    return graph
+
+
+def _remove_others(place: Path, kept: set[str]) -> None:
+    """Remove what an earlier, interrupted export wrote of graphs that are gone."""
+    for path in (place / "graphs").glob("*.circuit"):
+        if path.stem not in kept:
+            path.unlink()
 
 
 def _prepare(place: Path) -> None:

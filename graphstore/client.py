@@ -80,7 +80,7 @@ class Client:
 
         self._check_open()
         if not write:
-            dialect.refuse_schema_statement(self, name, text)
+            dialect.refuse_writing(self, name, text)
         with translated(self.address, name), self._session(write) as session:
             try:
                 keys, values = (session.execute_write if write else session.execute_read)(work)
@@ -151,5 +151,6 @@ def _plain(value: Any) -> Any:
 
 def _would_write(name: str) -> QueryError:
     return QueryError(
-        f"{name} would change the store", "Allow it with write=True (--write on the command line)"
+        f"{name} would change the store",
+        "Allow it with --write on the command line, write=True in Python",
     )

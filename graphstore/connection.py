@@ -135,6 +135,8 @@ def translated(address: str, query: str | None = None) -> Iterator[None]:
     try:
         yield
     except neo4j_errors.AuthError as error:
+        if "://" not in address:  # the embedded store gets a new password at each start
+            raise _ended(address) from error
         raise StoreConnectionError(
             f"{address} refuses the user name or password",
             "Set NEO4J_USERNAME and NEO4J_PASSWORD, or pass auth=(user, password)",
@@ -149,6 +151,8 @@ def translated(address: str, query: str | None = None) -> Iterator[None]:
         neo4j_errors.IncompleteCommit,
         OSError,
     ) as error:
+        if "://" not in address:
+            raise _ended(address) from error
         raise StoreConnectionError(
             f"no database answers at {address} ({_short(error)})",
             "Is it running? docker/neo4j.sh start, or leave the address out for the embedded store."
@@ -170,12 +174,19 @@ def translated(address: str, query: str | None = None) -> Iterator[None]:
     except neo4j_errors.Neo4jError as error:
         raise StoreError(
             f"{address} failed ({error.code}: {_short(error)})",
-            "Check the server's disk space, memory and log; what was complete is stored",
+            "What was complete is stored; the server's log tells more (is a disk full?)",
         ) from error
     except neo4j_errors.DriverError as error:
         raise StoreError(
             f"{address}: {_short(error)}", "Close this store and connect again"
         ) from error
+
+
+def _ended(address: str) -> StoreConnectionError:
+    return StoreConnectionError(
+        f"no database answers at {address}: the process that ran the store has ended",
+        "Connect again. What was complete is stored; run the command again for the rest",
+    )
 
 
 def _short(error: BaseException) -> str:

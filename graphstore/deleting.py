@@ -22,6 +22,7 @@ __all__ = [
     "interrupted",
     "remove_graph",
     "remove_interrupted",
+    "remove_strays",
     "remove_unused_features",
     "withdraw_summaries",
 ]
@@ -159,11 +160,15 @@ def _remove_batch(tx: neo4j.ManagedTransaction, graph_id: str) -> int:
     return len(found["nodes"])
 
 
+_NUMBERS: Final = """
+MATCH (g:Graph) WHERE g.complete = true AND NOT g.graph_id IN $unsound
+RETURN collect(g.gno) AS numbers
+"""
 _KNOWN_ENTRIES: Final = """
 MATCH (x:FeatureEdge)
 WITH x, x.graphs AS graphs, x.shares AS shares, x.weights AS weights
 WITH x, graphs, shares, weights,
-     [i IN range(0, size(graphs) - 1) WHERE graphs[i] IN $known | i] AS kept
+     [i IN range(0, size(graphs) - 1) WHERE coalesce($flags[graphs[i]], false) | i] AS kept
 WHERE size(kept) < size(graphs) OR x.n_graphs <> size(graphs)
 WITH x, [i IN kept | graphs[i]] AS graphs, [i IN kept | shares[i]] AS shares,
      [i IN kept | weights[i]] AS weights
@@ -174,11 +179,39 @@ RETURN collect(x.edge_id) AS touched
 """
 
 
-def drop_unknown_entries(tx: neo4j.ManagedTransaction, known: list[int]) -> None:
-    """Drop what pairs of features list of graphs that are not there."""
+def drop_unknown_entries(tx: neo4j.ManagedTransaction, unsound: list[str]) -> None:
+    """Drop what pairs of features list of graphs that are not there, or are not sound."""
     tx.run(_LOCK, vault=VAULT).consume()
-    touched = tx.run(_KNOWN_ENTRIES, known=known).single(strict=True)["touched"]
+    known = tx.run(_NUMBERS, unsound=unsound).single(strict=True)["numbers"]
+    flags = [False] * (max(known, default=-1) + 1)
+    for number in known:
+        flags[number] = True
+    touched = tx.run(_KNOWN_ENTRIES, flags=flags).single(strict=True)["touched"]
     tx.run(_DROP_EDGES, ids=touched).consume()
+
+
+_STRAY_NODES: Final = """
+MATCH (n:Node) WHERE NOT (n)<-[:CONTAINS]-() RETURN n.node_id AS id LIMIT 5000
+"""
+_STRAY_SUPERNODES: Final = """
+MATCH (s:Supernode) OPTIONAL MATCH (g:Graph {graph_id: s.graph_id})
+WITH s, count(g) AS graphs WHERE graphs = 0
+WITH collect(s) AS all_of_them UNWIND all_of_them AS s DETACH DELETE s
+"""
+
+
+def remove_strays(store: Client) -> None:
+    """Remove nodes and supernodes of no graph."""
+
+    def work(tx: neo4j.ManagedTransaction) -> int:
+        tx.run(_LOCK, vault=VAULT).consume()
+        ids = [record["id"] for record in tx.run(_STRAY_NODES)]
+        tx.run(_DROP_NODES, ids=ids).consume()
+        tx.run(_STRAY_SUPERNODES).consume()
+        return len(ids)
+
+    while store.transact(work):
+        pass
 
 
 _ALL_UNUSED: Final = """

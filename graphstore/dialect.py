@@ -3,7 +3,7 @@
 ==================  ==============================  ==============================================
 what                Neo4j                           ArcadeDB (embedded)
 ==================  ==============================  ==============================================
-reading only        the server enforces the mode    schema statements ignore it: refused here
+reading only        the server enforces the mode    not enforced: writing is refused here
 listing             ``SHOW CONSTRAINTS``            the same, other column order
 ``MERGE``           locks what it is about to make  two writers may both make it; one then fails
 indexes             always true to the data         once seen to lose a record: checked, made anew
@@ -27,30 +27,34 @@ __all__ = [
     "keys_not_found",
     "merge_can_lose_a_race",
     "rebuild_index",
-    "refuse_schema_statement",
+    "refuse_writing",
 ]
 
-_COMMENT: Final = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-_SCHEMA: Final = re.compile(
-    r"^\s*(create|drop|alter)\s+(or\s+replace\s+)?"
-    r"((range|text|point|fulltext|vector|lookup)\s+)?(index|constraint|database|user|role)\b",
+# Comments, texts and quoted names: what stands in them is no clause.
+_QUOTED: Final = re.compile(
+    r"//[^\n]*|/\*.*?\*/|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|`[^`]*`", re.DOTALL
+)
+_WRITES: Final = re.compile(
+    r"(?<![.:$\w])(create|merge|delete|detach|remove|drop|alter|foreach|insert)\b"
+    r"|(?<![.:$\w])set\s+[\w(]"
+    r"|\bin\s+(\S+\s+)?(concurrent\s+)?transactions\b",
     re.IGNORECASE,
 )
 _DROP: Final = "DROP CONSTRAINT {0}_key IF EXISTS"
 
 
-def refuse_schema_statement(store: Client, name: str, text: str) -> None:
-    """Refuse a schema statement where only reading is allowed.
+def refuse_writing(store: Client, name: str, text: str) -> None:
+    """Refuse a text with a clause that writes, before it runs.
 
     Raises
     ------
     QueryError
-        If the embedded engine would run it in spite of the transaction's mode.
+        If the embedded engine might run it in spite of the transaction's mode.
     """
-    if store.engine == "arcadedb" and _SCHEMA.match(_COMMENT.sub(" ", text)):
+    if store.engine == "arcadedb" and (found := _WRITES.search(_QUOTED.sub(" ' ", text))):
         raise QueryError(
-            f"{name} would change the schema",
-            "Allow it with write=True (--write on the command line)",
+            f"{name} would change the store ({found[0].split()[0].upper()})",
+            "Allow it with --write on the command line, write=True in Python",
         )
 
 

@@ -41,6 +41,7 @@ __all__ = ["DATABASE", "EmbeddedServer", "open_embedded"]
 
 DATABASE: Final = "circuits"
 USER: Final = "root"
+_MARKER: Final = "store.json"
 _HEAP: Final = "2g"  # a million edges need one; CIRCUITBASE_HEAP overrides
 _START_WAIT: Final = 20.0  # seconds a second process gives the first one to start listening
 
@@ -72,6 +73,18 @@ class EmbeddedServer:
         self._fresh = owner
         self._java: Any = None
         self._lock: IO[str] | None = None
+
+    def announce(self) -> None:
+        """Tell other processes of this user where the engine listens, once the store is ready."""
+        path = self.path / "server.json"
+        if not self.owner or path.exists():
+            return
+        temporary = path.with_suffix(".tmp")
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        port = int(self.uri.rpartition(":")[2])
+        with os.fdopen(os.open(temporary, flags, 0o600), "w") as file:
+            json.dump({"port": port, "password": self.auth[1], "pid": self.pid}, file)
+        temporary.replace(path)
 
     def first_use(self) -> bool:
         """Whether this process just started the engine; true once."""
@@ -131,6 +144,7 @@ def open_embedded(path: str | Path) -> EmbeddedServer:
         if lock is None:
             return _join(folder)
         try:
+            _mark(folder)
             server = _start(folder)
         except BaseException:
             lock.close()
@@ -141,33 +155,51 @@ def open_embedded(path: str | Path) -> EmbeddedServer:
 
 
 def _prepare(folder: Path) -> None:
-    """Make the folder a store, or check that it is one."""
-    marker = folder / "store.json"
-    mine = {"engine": "arcadedb", "engine_version": version("arcadedb-embedded"), "layout": 1}
+    """Make the folder, or check that it may be a store."""
     try:
         if folder.exists() and not folder.is_dir():
             raise StoreError(
                 f"{folder} is a file, not a store", "Name a folder, new or made by circuitbase"
             )
-        if folder.exists() and not marker.exists() and any(folder.iterdir()):
-            raise StoreError(
-                f"{folder} holds files that circuitbase did not write",
-                "Name an empty or new folder with --store or $CIRCUITBASE_STORE",
-            )
-        (folder / "log").mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = {entry.name for entry in folder.iterdir()}
+    except OSError as error:
+        raise _cannot_open(folder, error) from error
+    # Another process may be making the same store at this moment.
+    if _MARKER not in names and names - {"lock", "log", f"{_MARKER}.tmp"}:
+        raise StoreError(
+            f"{folder} holds files that circuitbase did not write",
+            "Name an empty or new folder with --store or $CIRCUITBASE_STORE",
+        )
+
+
+def _mark(folder: Path) -> None:
+    """Under the lock: write which engine the store is of, or check it."""
+    marker = folder / _MARKER
+    mine = {"engine": "arcadedb", "engine_version": version("arcadedb-embedded"), "layout": 1}
+    try:
+        (folder / "log").mkdir(exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            (folder / "server.json").unlink()  # of a process that was killed
         if not marker.exists():
-            marker.write_text(json.dumps(mine))
+            temporary = folder / f"{_MARKER}.tmp"
+            temporary.write_text(json.dumps(mine))
+            temporary.replace(marker)
         found = json.loads(marker.read_text())
     except (OSError, ValueError) as error:
-        raise StoreError(
-            f"store {folder} cannot be opened ({error})",
-            "Check that the disk is writable and has space, or name another folder with --store",
-        ) from error
+        raise _cannot_open(folder, error) from error
     if not isinstance(found, dict) or found.get("engine") != "arcadedb" or found.get("layout") != 1:
         raise StoreError(
             f"store {folder} was made by another version ({marker.name}: {found})",
             "Export it with the version that made it (circuitbase export --all), import it here",
         )
+
+
+def _cannot_open(folder: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"store {folder} cannot be opened ({error})",
+        "Check that the disk is writable and has space, or name another folder with --store",
+    )
 
 
 def _acquire(folder: Path) -> IO[str] | None:
@@ -237,18 +269,7 @@ def _start(folder: Path) -> EmbeddedServer:
         ) from error
     server = EmbeddedServer(folder, bolt, password, owner=True, pid=os.getpid())
     server._java = java
-    _announce(server, bolt, password)
     return server
-
-
-def _announce(server: EmbeddedServer, port: int, password: str) -> None:
-    """Tell other processes of this user where the engine listens."""
-    path = server.path / "server.json"
-    temporary = path.with_suffix(".tmp")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    with os.fdopen(os.open(temporary, flags, 0o600), "w") as file:
-        json.dump({"port": port, "password": password, "pid": server.pid}, file)
-    temporary.replace(path)
 
 
 def _start_java(folder: Path) -> None:

@@ -42,6 +42,9 @@ INDEXES: Final = {
     "supernode_graph": ("Supernode", "graph_id"),
 }
 
+_VAULT: Final = """
+MERGE (v:Vault {vault_id: $vault}) ON CREATE SET v.schema_version = $version, v.next_gno = 0
+"""
 # Schema statements take no parameters; every name below is one of the constants above.
 _CONSTRAINT: Final = "CREATE CONSTRAINT {0}_key IF NOT EXISTS FOR (x:{1}) REQUIRE x.{2} IS UNIQUE"
 _INDEX: Final = "CREATE INDEX {0} IF NOT EXISTS FOR (x:{1}) ON (x.{2})"
@@ -69,11 +72,8 @@ def ensure_schema(store: Client) -> None:
     if not found:
         for statement in schema_statements():
             store.change(statement)
-        store.change(
-            "MERGE (v:Vault {vault_id: $vault}) "
-            "ON CREATE SET v.schema_version = $version, v.next_gno = 0",
-            vault=VAULT,
-            version=SCHEMA_VERSION,
+        store.transact(
+            lambda tx: tx.run(_VAULT, vault=VAULT, version=SCHEMA_VERSION).consume(), merges=True
         )
         return
     written = found[0]["version"]

@@ -12,7 +12,12 @@ import pandas as pd
 
 from graphstore.client import Client
 from graphstore.connection import open_connection
-from graphstore.deleting import interrupted, remove_graph, remove_interrupted
+from graphstore.deleting import (
+    interrupted,
+    remove_graph,
+    remove_interrupted,
+    remove_unused_features,
+)
 from graphstore.grouping import group_nodes, label_features
 from graphstore.reading import read_stored_graph
 from graphstore.schema import ensure_schema
@@ -66,15 +71,24 @@ def connect(
     store = Store(connection)
     try:
         ensure_schema(store)
-        if connection.embedded is not None and connection.embedded.first_use():
-            # Nobody else can be writing: what is incomplete was interrupted.
-            for graph_id in interrupted(store, silent_for=0):
-                log.warning("removing graph %s, whose writing was interrupted", graph_id)
-                remove_interrupted(store, graph_id, silent_for=0)
+        if connection.embedded is not None:
+            if connection.embedded.first_use():
+                _clean_up(store)
+            connection.embedded.announce()
     except BaseException:
         store.close()
         raise
     return store
+
+
+def _clean_up(store: Store) -> None:
+    """Remove what was interrupted; nobody else can be writing before the store is announced."""
+    left = interrupted(store, silent_for=0)
+    for graph_id in left:
+        log.warning("removing graph %s, whose writing was interrupted", graph_id)
+        remove_interrupted(store, graph_id, silent_for=0)
+    if left:
+        remove_unused_features(store)
 
 
 class Store(Client):
@@ -151,7 +165,11 @@ class Store(Client):
         NotFoundError
             If no complete graph has this id.
         """
-        remove_graph(self, self._known(graph_id))
+        if self._known(graph_id) != graph_id:
+            raise NotFoundError(
+                f"no graph has the id {graph_id!r}", "Store.find turns a name into an id"
+            )
+        remove_graph(self, graph_id)
 
     def graphs(self, prompt_set: str | None = None) -> pd.DataFrame:
         """One row a stored graph, in the order stored.

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import neo4j
 import numpy as np
 import pandas as pd
 
@@ -20,13 +20,14 @@ from graphstore.deleting import (
     drop_unknown_entries,
     interrupted,
     remove_interrupted,
+    remove_strays,
     remove_unused_features,
     withdraw_summaries,
 )
 from graphstore.reading import read_stored_graph
 from graphstore.rows import EDGE_COLUMNS, GraphRows, edge_id
 from graphstore.schema import KEYS, VAULT, schema_statements
-from graphstore.writing import rewrite_summaries
+from graphstore.writing import add_summaries
 from tracer.errors import CircuitError
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ _TOLERANCE: Final = 1e-9
 _PAGE: Final = 20_000
 _COMPLETE: Final = """
 MATCH (g:Graph) WHERE g.complete = true RETURN g.graph_id AS id, g.gno AS gno ORDER BY gno
+"""
+_STILL_COMPLETE: Final = """
+MATCH (g:Graph {graph_id: $graph_id}) WHERE g.complete = true RETURN g.graph_id AS id
 """
 _INDEXED: Final = ("Graph", "Feature", "PromptSet", "FeatureEdge")
 
@@ -70,6 +74,7 @@ def _repair(store: Client) -> None:
         store.change(statement)
     for graph_id in interrupted(store):
         remove_interrupted(store, graph_id, silent_for=SILENCE_LIMIT)
+    remove_strays(store)
     remove_unused_features(store)
     for label in _INDEXED:
         if dialect.keys_not_found(store, label):
@@ -79,18 +84,20 @@ def _repair(store: Client) -> None:
 
 def _repair_summaries(store: Client) -> None:
     """Make the summaries of graphs that disagree with them anew; drop entries of no graph."""
-    sound: list[int] = []
-    broken: list[str] = []
+    broken = []
     for row in store.rows(_COMPLETE):
-        if any(_check_summaries(store, GraphRows(read_stored_graph(store, row["id"])))):
-            broken.append(row["id"])
-        else:
-            sound.append(row["gno"])
-    for graph_id in broken:
-        store.transact(partial(withdraw_summaries, graph_id=graph_id))
-    store.transact(lambda tx: drop_unknown_entries(tx, sound))
-    for graph_id in broken:
-        rewrite_summaries(store, read_stored_graph(store, graph_id))
+        graph = read_stored_graph(store, row["id"])
+        if any(_check_summaries(store, GraphRows(graph))):
+            broken.append(graph)
+
+    def work(tx: neo4j.ManagedTransaction) -> None:
+        for graph in broken:
+            withdraw_summaries(tx, graph.graph_id)
+        drop_unknown_entries(tx, [graph.graph_id for graph in broken])
+        for graph in broken:
+            add_summaries(tx, graph)
+
+    store.transact(work, merges=True)
 
 
 def _problems(store: Client, progress: Callable[[int, int], None] | None) -> Iterator[Problem]:
@@ -99,7 +106,9 @@ def _problems(store: Client, progress: Callable[[int, int], None] | None) -> Ite
     yield from _check_keys(store)
     graphs = store.rows(_COMPLETE)
     for done, row in enumerate(graphs, start=1):
-        yield from _check_graph(store, row["id"])
+        problems = list(_check_graph(store, row["id"]))
+        if problems and store.rows(_STILL_COMPLETE, graph_id=row["id"]):
+            yield from problems  # else it was being deleted meanwhile
         if progress is not None:
             progress(done, len(graphs))
     yield from _check_totals(store)
@@ -182,15 +191,17 @@ RETURN v.next_gno AS next, coalesce(max(g.gno), -1) AS highest
 def _check_totals(store: Client) -> Iterator[Problem]:
     """Summaries hold nothing beyond what the graphs, checked one by one, account for."""
     totals = store.rows(_TOTALS, tolerance=_TOLERANCE)[0]
-    for name in totals["unsound"]:
-        yield Problem("summary", name, "FeatureEdge whose lists, sums and count disagree")
     entries = store.rows(_ENTRIES)[0]["n"]
+    if totals["entries"] != entries:  # a graph may have come between the two questions
+        totals, entries = store.rows(_TOTALS, tolerance=_TOLERANCE)[0], store.rows(_ENTRIES)[0]["n"]
     if totals["entries"] != entries:
         yield Problem(
             "summary",
             "FeatureEdge",
             f"lists hold {totals['entries']} entries, graphs account for {entries}",
         )
+    for name in totals["unsound"]:
+        yield Problem("summary", name, "FeatureEdge whose lists, sums and count disagree")
     counter = store.rows(_COUNTER, vault=VAULT)[0]
     if counter["next"] <= counter["highest"]:
         yield Problem(
@@ -250,7 +261,11 @@ def _check_nodes(store: Client, rows: GraphRows) -> Iterator[Problem]:
     graph_id = rows.graph.graph_id
     for low in range(0, rows.graph.n_nodes, _PAGE):
         page = store.rows(_NODES, graph_id=graph_id, low=low, high=low + _PAGE)[0]["nodes"]
-        for expected, found in zip(rows.nodes[low : low + _PAGE], page, strict=True):
+        wanted = rows.nodes[low : low + _PAGE]
+        if len(page) != len(wanted):
+            yield Problem("node", graph_id, f"{len(page)} nodes, its record says {len(wanted)}")
+            return
+        for expected, found in zip(wanted, page, strict=True):
             for name in _differing(expected, found):
                 yield Problem("node", expected["node_id"], f"property {name} differs")
     links = store.rows(_LINKS, graph_id=graph_id)[0]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import neo4j
 
 from graphstore.claims import SILENCE_LIMIT, Claim, has_died
-from graphstore.deleting import clear, withdraw_summaries
+from graphstore.deleting import clear
 from graphstore.rows import EDGE_COLUMNS, GraphRows
 from graphstore.schema import VAULT
 from tracer.errors import StoreError
@@ -27,7 +27,7 @@ from tracer.graph import AttributionGraph
 if TYPE_CHECKING:
     from graphstore.client import Client
 
-__all__ = ["rewrite_summaries", "write_graph_to"]
+__all__ = ["add_summaries", "write_graph_to"]
 
 # Rows a transaction: enough to make its fixed cost small, few enough for a small server's heap.
 _TRANSACTION_ROWS: Final = 20_000
@@ -294,14 +294,9 @@ def _summaries(rows: GraphRows) -> list[Step]:
     return steps
 
 
-def rewrite_summaries(store: Client, graph: AttributionGraph) -> None:
-    """Make a stored graph's part of the summaries anew, from the graph."""
-
-    def work(tx: neo4j.ManagedTransaction) -> None:
-        withdraw_summaries(tx, graph.graph_id)
-        run_steps(tx, _summaries(GraphRows(graph)))
-
-    store.transact(work, merges=True)
+def add_summaries(tx: neo4j.ManagedTransaction, graph: AttributionGraph) -> None:
+    """Add a stored graph to the summaries, where it is not."""
+    run_steps(tx, _summaries(GraphRows(graph)))
 
 
 def _additions(rows: GraphRows, prompt_set: str | None) -> list[Step]:

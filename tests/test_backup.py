@@ -14,7 +14,7 @@ import pytest
 
 import graphstore
 from graphstore import admin, backup
-from tracer import Supernode, prune
+from tracer import AttributionGraph, Supernode, prune
 from tracer.errors import FormatError
 
 SCRIPT = Path(__file__).parent.parent / "docker" / "neo4j.sh"
@@ -42,6 +42,11 @@ def graphs(golden):
         slug="",
     )
     return [first, prune(full, 0.95, 0.9).replace(slug='second "one"')]
+
+
+def graphs_by_id(graphs) -> dict[str, AttributionGraph]:
+    """Graphs by their id."""
+    return {graph.graph_id: graph for graph in graphs}
 
 
 def fill(store: graphstore.Store, graphs) -> None:
@@ -128,16 +133,18 @@ def test_restoring_overwrites_no_label(embedded_store, graphs, tmp_path):
     assert found["label"].tolist() == ["newer"]
 
 
-def test_an_interrupted_export_is_continued_and_not_imported(embedded_store, graphs, tmp_path):
+def test_an_interrupted_export_is_made_again_and_not_imported(embedded_store, graphs, tmp_path):
     fill(embedded_store, graphs)
     backup.dump(embedded_store, tmp_path / "out")
     (tmp_path / "out" / "circuitbase.json").unlink()
     first, _ = sorted((tmp_path / "out" / "graphs").iterdir())
-    written = first.stat().st_mtime_ns
+    (first.parent / f"{'f' * 16}.circuit").write_bytes(first.read_bytes())  # deleted since
+    embedded_store.group(first.stem, "made since", [graphs_by_id(graphs)[first.stem].keys[0]])
     with pytest.raises(FormatError, match="was interrupted; export to the same folder again"):
         backup.restore(embedded_store, tmp_path / "out")
     assert backup.dump(embedded_store, tmp_path / "out") == 2
-    assert first.stat().st_mtime_ns == written
+    assert len(list(first.parent.iterdir())) == 2
+    assert graphstore.read_graph(first).supernodes[-1].name == "made since"
     with pytest.raises(FormatError, match="holds an export already"):
         backup.dump(embedded_store, tmp_path / "out")
 
