@@ -219,8 +219,9 @@ def _similar_graphs(tables: Tables, subject: Subject) -> pd.DataFrame:
     shared = np.asarray((has @ has[[subject.number]].T).toarray()).ravel()
     sizes = has.sum(axis=1)
     jaccard = shared / (sizes + sizes[subject.number] - shared)
-    jaccard[subject.number] = -1
-    return pd.DataFrame({"jaccard": jaccard}).nlargest(10, "jaccard")
+    jaccard[subject.number] = 0
+    found = pd.DataFrame({"jaccard": jaccard}).nlargest(10, "jaccard")
+    return found[found["jaccard"] > 0]
 
 
 def _feature_occurrences(tables: Tables, subject: Subject) -> pd.DataFrame:

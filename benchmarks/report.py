@@ -75,7 +75,7 @@ def _stores(results: Results) -> Table:
     def add(
         name: str, get: Callable[[Results], Any], show: Callable[[Any], str], floor: Any = None
     ) -> None:
-        values = [_of(found, get) for found in stores.values()]
+        values = [get(found) for found in stores.values()]
         cells = [show(v) if v is not None else "–" for v in values]
         ratios = [_ratio(v / floor) if floor and v is not None else "" for v in values]
         rows.append([name, *cells, show(floor) if floor else "", *ratios])
@@ -172,10 +172,6 @@ def _circumstances(results: Results) -> Table:
         ["whole run", f"{results['seconds'] / 60:.1f} minutes"],
     ]
     return "Circumstances", ["", ""], rows
-
-
-def _of(found: Results, get: Callable[[Results], Any]) -> Any:
-    return get(found)
 
 
 def _time(seconds: float) -> str:

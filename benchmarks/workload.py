@@ -4,7 +4,7 @@ A copy keeps the nodes and edges of its file. Some of its features (:data:`REPLA
 each copy) become others of the same layer, and every weight changes a little. So copies have ids
 and scores of their own; a feature kept by two copies recurs, and so does a pair of features where
 both ends are kept. The share is chosen so that a thousand graphs have about as many feature pairs
-as a thousand made from 57 prompts had (some 670,000; see the README).
+as a thousand made from 57 prompts had (some 670,000).
 
 Copy k of a file depends on nothing but the file, k and the seed: every engine, and the reference in
 memory, see the same graphs without holding all of them.
