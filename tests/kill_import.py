@@ -87,7 +87,8 @@ def run_until_killed(
     if after is not None:
         graphs, delay = after
         for _ in range(graphs):
-            reported.add(process.stdout.readline().strip())
+            if line := process.stdout.readline().strip():  # nothing: it is done already
+                reported.add(line)
         time.sleep(delay)
         os.kill(process.pid, signal.SIGKILL)
     reported |= {line.strip() for line in process.stdout if line.endswith("\n")}

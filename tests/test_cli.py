@@ -54,13 +54,13 @@ def run(*words, store=None, **how) -> Result:
     return Result(done.exit_code, done.stdout, done.stderr)
 
 
-def spawn(*words, **how) -> subprocess.Popen:
-    """Start the real command in a process of its own."""
+def spawn(*words, before=(), **how) -> subprocess.Popen:
+    """Start the real command in a process of its own, behind the words of another."""
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("NEO4J", "COV"))
     }
     return subprocess.Popen(
-        [sys.executable, "-m", "circuitbase", *map(str, words)],
+        [*before, sys.executable, "-m", "circuitbase", *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -621,7 +621,9 @@ def test_a_reader_that_leaves_early_is_no_error(copy):
 
 def test_interrupted(files, copy, tmp_path):
     many = [shutil.copy(files["alpha"], tmp_path / f"{k}.circuit") for k in range(200)]
-    process = spawn("import", *many, "--store", copy)
+    # A test run in the background ignores SIGINT, and its children would with it.
+    before = ("env", "--default-signal=INT")
+    process = spawn("import", *many, "--store", copy, before=before)
     process.stdout.readline()
     time.sleep(0.2)
     process.send_signal(signal.SIGINT)
