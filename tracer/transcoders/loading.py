@@ -1,0 +1,155 @@
+"""Find a transcoder, on disk or on the Hugging Face hub, and open it.
+
+Which layout it is follows from its files (:mod:`tracer.transcoders.layouts`); what it is called
+follows from where it is from and from its tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from tracer.errors import FormatError
+from tracer.transcoders import hub
+from tracer.transcoders.checkpoint import Checkpoint
+from tracer.transcoders.folder import Folder
+from tracer.transcoders.layouts import find_layout
+from tracer.transcoders.tensors import StoredTensor
+from tracer.transcoders.transcoder import Transcoder
+
+__all__ = ["fingerprint_of", "load_transcoder"]
+
+
+def load_transcoder(
+    path_or_id: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    lazy: bool = True,
+    layout: str | None = None,
+    fingerprint: bool = True,
+) -> Transcoder:
+    """Open a transcoder in any of the known checkpoint layouts.
+
+    Parameters
+    ----------
+    path_or_id
+        A folder (or a file in it), or ``owner/name[/folder][@revision]`` on the Hugging Face hub. A
+        local folder of that name comes first. Where a folder holds several sets, a pattern
+        chooses: ``…/transcoder_all/layer_*_width_16k_l0_small``.
+    revision
+        Branch, tag or commit on the hub.
+    dtype, device
+        Of everything that the transcoder returns; weights are stored in whatever type they are.
+    lazy
+        Whether encoders and decoders stay on disk and are read in the parts that a prompt needs
+        (the default: large ones do not fit), or are held in memory.
+    layout
+        Name of the layout, where the files do not tell.
+    fingerprint
+        Whether to make the digest of the tensors. Without it the id of a local folder is its name
+        alone.
+
+    Returns
+    -------
+    Transcoder
+
+    Raises
+    ------
+    TracingError
+        If there is no such folder or repository, or the hub does not answer.
+    FormatError
+        If no layout fits, a file is missing or damaged, or shapes do not belong together.
+    SettingError
+        If `layout` or `dtype` is unknown.
+    """
+    text = os.fspath(path_or_id)
+    local, select = _split_pattern(text)
+    commit: str | None = None
+    if local.exists():
+        path = local if local.is_dir() else local.parent
+        source = str(path)
+    else:
+        reference = hub.parse(text, revision)
+        found = hub.fetch_folder(reference)
+        path, commit, source = found.path, found.commit, reference.name
+        revision, select = reference.revision, reference.select
+    checkpoint = _read(Folder(path, hub.fetch_file, select), layout)
+    digest = fingerprint_of(checkpoint) if fingerprint else ""
+    if commit is not None:
+        name = f"{source}@{revision or commit}"
+    else:
+        base = _folder_name(path)
+        name = f"{base}-{digest}" if digest else base
+    return Transcoder(
+        checkpoint,
+        transcoder_id=name,
+        fingerprint=digest,
+        source=source,
+        revision=commit if commit is not None else revision,
+        dtype=dtype,
+        device=device,
+        lazy=lazy,
+    )
+
+
+def _read(folder: Folder, layout: str | None) -> Checkpoint:
+    checkpoint = find_layout(folder, layout).read(folder)
+    if not checkpoint.layers:
+        raise FormatError(f"{folder.path}: no layers", "Complete the checkpoint")
+    return checkpoint
+
+
+# The fingerprint tells checkpoints apart; it is not a checksum. Reading every byte of a 2.5-million
+# feature transcoder would take longer than the tracing. So small tensors are digested whole, and
+# of larger ones 64 stretches, spread evenly from the first byte to the last. Two training runs, or
+# two steps of one, differ in nearly every number and so in every stretch. What it can miss is an
+# edit by hand of a few rows of a large matrix that falls between the stretches.
+_STRETCHES: Final = 64
+_STRETCH: Final = 4096
+
+
+def fingerprint_of(checkpoint: Checkpoint) -> str:
+    """Sixteen hex digits over names, types, shapes and sampled contents of all tensors.
+
+    It does not depend on where the files are or what they are called, so a folder and the hub
+    repository it was copied from have the same.
+    """
+    digest = hashlib.sha256()
+    for file in checkpoint.files:
+        for name in sorted(file):
+            tensor = file[name]
+            digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
+            for part in _samples(tensor):
+                digest.update(part)
+    return digest.hexdigest()[:16]
+
+
+def _samples(tensor: StoredTensor) -> list[bytes]:
+    length = tensor.nbytes
+    if length <= _STRETCHES * _STRETCH:
+        return [tensor.raw([(0, length)])[0]]
+    last = length - _STRETCH
+    starts = [last * number // (_STRETCHES - 1) for number in range(_STRETCHES)]
+    return tensor.raw([(start, _STRETCH) for start in starts])
+
+
+def _split_pattern(text: str) -> tuple[Path, str]:
+    """Split off the pattern that the last parts of a path are."""
+    path = Path(text).expanduser()
+    if path.exists() or "*" not in text:
+        return path, ""
+    parts = path.parts
+    first = next(place for place, part in enumerate(parts) if "*" in part)
+    return Path(*parts[:first]), "/".join(parts[first:])
+
+
+def _folder_name(path: Path) -> str:
+    """Name of a folder, in letters that an id can have."""
+    return re.sub(r"[^\w.\-]+", "-", path.resolve().name).strip("-") or "transcoder"
