@@ -1,7 +1,8 @@
-"""Attribution graphs: the object, its influence, pruning and scores.
+"""Attribution graphs: tracing them, the object, its influence, pruning and scores.
 
 Importing this package imports neither torch nor NumPy: each name below loads its file when it is
-first used (PEP 562), so that a command which only asks for help starts at once.
+first used (PEP 562), so that a command which only asks for help starts at once. Torch is needed
+for `load_model`, `load_transcoder`, and what traces with them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from tracer.errors import CircuitError, CircuitWarning
 
 if TYPE_CHECKING:
+    from tracer.attribution.heads import head_loadings
+    from tracer.attribution.tracing import TraceSettings, trace, trace_identity
     from tracer.convert import from_networkx, from_pandas, to_networkx, to_pandas
     from tracer.graph import AttributionGraph, Scores, Supernode
     from tracer.influence import (
@@ -25,7 +28,11 @@ if TYPE_CHECKING:
         normalised,
         path_lengths,
     )
-    from tracer.pruning import prune, prune_masks
+    from tracer.many import Loading, Traced, trace_many
+    from tracer.models import Model, load_model
+    from tracer.prompts import Prompt, read_prompts
+    from tracer.pruning import prune, prune_masks, pruned_identity
+    from tracer.reconstruction import reconstruction
     from tracer.scores import (
         all_scores,
         completeness_score,
@@ -33,34 +40,52 @@ if TYPE_CHECKING:
         replacement_score,
         scores,
     )
+    from tracer.transcoders import Transcoder, load_transcoder
 
 __all__ = [
     "AttributionGraph",
     "CircuitError",
     "CircuitWarning",
     "Flow",
+    "Loading",
+    "Model",
+    "Prompt",
     "Scores",
     "Supernode",
+    "TraceSettings",
+    "Traced",
+    "Transcoder",
     "all_scores",
     "completeness_score",
     "edge_scores",
     "error_fraction",
     "from_networkx",
     "from_pandas",
+    "head_loadings",
     "influence",
     "influence_by_length",
+    "load_model",
+    "load_transcoder",
     "mean_path_length",
     "normalised",
     "path_lengths",
     "prune",
     "prune_masks",
+    "pruned_identity",
+    "read_prompts",
+    "reconstruction",
     "replacement_score",
     "scores",
     "to_networkx",
     "to_pandas",
+    "trace",
+    "trace_identity",
+    "trace_many",
 ]
 
 _FILES: Final = {
+    "tracer.attribution.heads": ("head_loadings",),
+    "tracer.attribution.tracing": ("TraceSettings", "trace", "trace_identity"),
     "tracer.convert": ("from_networkx", "from_pandas", "to_networkx", "to_pandas"),
     "tracer.graph": ("AttributionGraph", "Scores", "Supernode"),
     "tracer.influence": (
@@ -72,7 +97,11 @@ _FILES: Final = {
         "normalised",
         "path_lengths",
     ),
-    "tracer.pruning": ("prune", "prune_masks"),
+    "tracer.many": ("Loading", "Traced", "trace_many"),
+    "tracer.models": ("Model", "load_model"),
+    "tracer.prompts": ("Prompt", "read_prompts"),
+    "tracer.pruning": ("prune", "prune_masks", "pruned_identity"),
+    "tracer.reconstruction": ("reconstruction",),
     "tracer.scores": (
         "all_scores",
         "completeness_score",
@@ -80,6 +109,7 @@ _FILES: Final = {
         "replacement_score",
         "scores",
     ),
+    "tracer.transcoders": ("Transcoder", "load_transcoder"),
 }
 _FILE_OF: Final = {name: file for file, names in _FILES.items() for name in names}
 

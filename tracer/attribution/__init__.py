@@ -1,0 +1,1 @@
+"""Local attribution: the linear model of one prompt, its edges, and the graph they make."""

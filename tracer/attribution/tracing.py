@@ -1,0 +1,366 @@
+"""Trace a prompt: from a model, a transcoder and a text to an attribution graph.
+
+Source: Circuit Tracing (2025), "Constructing an attribution graph"; spec, sections 3 and 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import csr_array
+
+from tracer.attribution.edges import Progress, Rows, residual_rows, rows
+from tracer.attribution.local import CONSTANTS, Indices, LocalModel
+from tracer.attribution.selecting import feature_targets, merge, select_features
+from tracer.attribution.targets import Outputs, Target, describe_targets, find_outputs
+from tracer.errors import SettingError, TracingError, nearest
+from tracer.graph import JSON, AttributionGraph, graph_identity
+from tracer.models import Model
+from tracer.transcoders import Transcoder
+
+__all__ = ["TraceSettings", "local_model", "trace", "trace_identity"]
+
+# How far a row's sum and constants may be from the pre-activation, as a share of Σ|terms|: rounding
+# of the model's own residual stream dominates, so it follows the dtype that the model ran in.
+TOLERANCES: Final = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
+
+
+@dataclass(frozen=True)
+class TraceSettings:
+    """What is traced, and how much of it.
+
+    Attributes
+    ----------
+    targets
+        Tokens (text or id), one difference ``(token, less)``, or features
+        (``"feature/LAYER/INDEX/POSITION"``); None for the likeliest tokens.
+    max_n_logits, desired_logit_prob
+        The likeliest tokens: the fewest that reach the probability, at most so many.
+    max_features
+        Keep so many features, the most influential; None keeps all.
+    zero_first
+        First positions without features and errors; None for what the model asks for (1; 4 for
+        Gemma 3 instruct models).
+    parts
+        Whether edges are also split into residual-direct and attention-mediated parts.
+    check
+        Whether every row is checked against its pre-activation.
+    memory
+        Bytes that the sources on their way up may take (:func:`tracer.attribution.edges.rows`).
+    """
+
+    targets: Sequence[Target] | None = None
+    max_n_logits: int = 10
+    desired_logit_prob: float = 0.95
+    max_features: int | None = None
+    zero_first: int | None = None
+    parts: bool = False
+    check: bool = True
+    memory: int = 2 * 2**30
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("max_n_logits", 1, None),
+            ("desired_logit_prob", 0, 1),
+            ("max_features", 1, None),
+            ("zero_first", 0, None),
+            ("memory", 0, None),
+        ):
+            value = getattr(self, name)
+            if value is not None and (value < low or (high is not None and value > high)):
+                limit = f"{low} to {high}" if high is not None else f"{low} or more"
+                raise SettingError(f"{name} is {value}", f"Give {limit}")
+
+    def changed(self, **changes: Any) -> TraceSettings:
+        """Copy with some settings changed.
+
+        Raises
+        ------
+        SettingError
+            If there is no setting of that name.
+        """
+        known = asdict(self)
+        for name in changes:
+            if name not in known:
+                raise SettingError(f"there is no setting {name!r} of a trace", nearest(name, known))
+        return replace(self, **changes)
+
+
+def trace(
+    model: Model,
+    transcoder: Transcoder,
+    prompt: str | Sequence[int],
+    *,
+    settings: TraceSettings | None = None,
+    slug: str = "",
+    progress: Progress | None = None,
+    **changes: Any,
+) -> AttributionGraph:
+    """Trace one prompt into an attribution graph.
+
+    Parameters
+    ----------
+    model, transcoder
+        From :func:`tracer.load_model` and :func:`tracer.load_transcoder`.
+    prompt
+        A text (BOS is put in front if the tokenizer has one), or token ids as they are.
+    settings
+        See :class:`TraceSettings`; its fields can also be given as keywords.
+    slug
+        A name for people.
+    progress
+        Called with (rows done, rows in all).
+
+    Returns
+    -------
+    AttributionGraph
+        Unpruned: logits, active features, errors, embeddings, with ``bias`` and its three parts.
+        Rows + bias equal the pre-activations, which is checked (`check`). With `max_features`,
+        ``source["merged"]`` says how many features were merged into errors, and their share of the
+        outputs' weight.
+
+    Raises
+    ------
+    TracingError
+        If the transcoder does not fit the model, the prompt is empty or too long, no feature is
+        active, memory runs out, or a row is not a whole account (a freeze that does not hold).
+    SettingError
+        If a setting is out of range or unknown.
+
+    References
+    ----------
+    .. [1] Circuit Tracing (2025), "Constructing an attribution graph".
+    """
+    settings = (settings or TraceSettings()).changed(**changes)
+    ids = model.tokenize(prompt)
+    described = describe_targets(settings.targets, model)
+    try:
+        with torch.no_grad():
+            return _trace(model, transcoder, prompt, ids, described, settings, slug, progress)
+    except (torch.OutOfMemoryError, MemoryError) as problem:
+        raise TracingError(
+            f"memory ran out on a prompt of {len(ids)} tokens",
+            "Lower max_features or memory, shorten the prompt, or load the transcoder lazily",
+        ) from problem
+
+
+def trace_identity(
+    model: Model, transcoder: Transcoder, ids: Sequence[int], settings: TraceSettings
+) -> str:
+    """Id that a trace will have: known beforehand, so that a resumed run can skip what it has."""
+    described = describe_targets(settings.targets, model)
+    return graph_identity(
+        model_id=model.model_id,
+        transcoder_id=transcoder.transcoder_id,
+        tokens=[int(i) for i in ids],
+        targets=described,
+        settings=_recorded(model, transcoder, described, settings),
+    )
+
+
+def local_model(
+    model: Model,
+    transcoder: Transcoder,
+    ids: Sequence[int],
+    zero_first: int | None = None,
+) -> LocalModel:
+    """Freeze a model to a prompt and put the transcoder in place of its MLPs."""
+    # Not proved here again: every row of a graph is checked against its pre-activation.
+    frozen = model.freeze(ids, check=False)
+    return LocalModel(frozen, transcoder, _zero_first(model, zero_first))
+
+
+def _trace(
+    model: Model,
+    transcoder: Transcoder,
+    prompt: str | Sequence[int],
+    ids: Sequence[int],
+    described: JSON,
+    settings: TraceSettings,
+    slug: str,
+    progress: Progress | None,
+) -> AttributionGraph:
+    local = local_model(model, transcoder, ids, settings.zero_first)
+    outputs = find_outputs(
+        local, described, model, settings.max_n_logits, settings.desired_logit_prob
+    )
+    every = _in_cone(local, outputs)
+    merged: dict[str, JSON] = {}
+    chosen = every
+    if settings.max_features is not None and settings.max_features < len(every):
+        selection = select_features(local, outputs, settings.max_features, progress)
+        chosen, found = selection.chosen, selection.rows
+        merged = {
+            "features": len(every) - len(chosen),
+            "influence": selection.merged_influence,
+        }
+        targets = feature_targets(local, chosen, outputs) if settings.parts else None
+    else:
+        targets = feature_targets(local, every, outputs)
+        found = rows(local, targets, memory=settings.memory, progress=progress)
+    residual = None
+    if settings.parts and targets is not None:
+        residual = _square(local, residual_rows(local, targets), chosen, len(outputs))
+    adjacency = _square(local, found.weights, chosen, len(outputs))
+    nodes = _nodes(local, model, ids, outputs, chosen, found)
+    if settings.check:
+        _check_rows(model, local, nodes, adjacency, chosen, outputs)
+    return AttributionGraph(
+        nodes,
+        adjacency,
+        prompt=prompt if isinstance(prompt, str) else "".join(model.tokens(ids)),
+        tokens=model.tokens(ids),
+        token_ids=ids,
+        model_id=model.model_id,
+        transcoder_id=transcoder.transcoder_id,
+        model_info=model.info,
+        transcoder_info=transcoder.info,
+        slug=slug,
+        settings=_recorded(model, transcoder, described, settings),
+        unpruned=True,
+        residual=residual,
+        attention=None if residual is None else csr_array(adjacency - residual),
+        source={"format": "traced", **({"merged": merged} if merged else {})},
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        graph_id=trace_identity(model, transcoder, ids, settings),
+    )
+
+
+def _zero_first(model: Model, zero_first: int | None) -> int:
+    return model.default_zero_first if zero_first is None else zero_first
+
+
+def _recorded(
+    model: Model, transcoder: Transcoder, described: JSON, settings: TraceSettings
+) -> dict[str, JSON]:
+    """Keep the settings that change the result, in the form that enters the graph's id."""
+    recorded: dict[str, JSON] = {
+        "targets": described,
+        "zero_first": _zero_first(model, settings.zero_first),
+        "max_features": settings.max_features,
+        "model_dtype": str(model.dtype).removeprefix("torch."),
+    }
+    if described is None:
+        recorded["max_n_logits"] = settings.max_n_logits
+        recorded["desired_logit_prob"] = settings.desired_logit_prob
+    if settings.parts:
+        recorded["parts"] = True
+    return recorded
+
+
+def _in_cone(local: LocalModel, outputs: Outputs) -> Indices:
+    """Ranks of the features that can reach an output: nearly all, unless outputs are features."""
+    numbers = local.canonical
+    reaches = np.zeros(local.n_features, dtype=np.bool_)
+    for layer, position in zip(outputs.layers, outputs.positions, strict=True):
+        reaches |= (local.layers[numbers] < layer) & (local.positions[numbers] <= position)
+    return np.flatnonzero(reaches)
+
+
+def _square(local: LocalModel, weights: csr_array, chosen: Indices, n_outputs: int) -> csr_array:
+    """Rows of features and outputs over kept columns, as the (n, n) matrix of a graph."""
+    if len(chosen) < local.n_features:
+        weights = merge(local, weights, chosen)
+    n_features, n_sources = len(chosen), weights.shape[1]
+    n = n_sources + n_outputs
+    counts = np.diff(weights.indptr)
+    per_row = np.zeros(n, dtype=np.int64)
+    per_row[:n_features] = counts[:n_features]
+    per_row[n_sources:] = counts[n_features:]
+    indptr = np.concatenate([[0], np.cumsum(per_row)])
+    return csr_array((weights.data, weights.indices, indptr), shape=(n, n))
+
+
+def _nodes(
+    local: LocalModel,
+    model: Model,
+    ids: Sequence[int],
+    outputs: Outputs,
+    chosen: Indices,
+    found: Rows,
+) -> pd.DataFrame:
+    frozen = local.frozen
+    n_layers, n_positions = frozen.n_layers, frozen.n_positions
+    n, n_errors, n_outputs = len(chosen), n_layers * n_positions, len(outputs)
+    numbers = local.canonical[chosen]
+    tokens = np.array(model.tokens(ids), dtype=object)
+    positions = np.concatenate(
+        [
+            local.positions[numbers],
+            np.tile(np.arange(n_positions), n_layers),
+            np.arange(n_positions),
+            outputs.positions,
+        ]
+    )
+    nothing = np.full(n_errors + n_positions, np.nan)
+    activations = local.activations[torch.from_numpy(numbers)].double().cpu().numpy()
+    columns: dict[str, Any] = {
+        "kind": np.repeat(
+            ["feature", "error", "embedding", "logit"], [n, n_errors, n_positions, n_outputs]
+        ),
+        "layer": np.concatenate(
+            [
+                local.layers[numbers],
+                np.repeat(np.arange(n_layers), n_positions),
+                np.full(n_positions, -1),
+                np.full(n_outputs, n_layers),
+            ]
+        ),
+        "position": positions,
+        "index": np.concatenate(
+            [local.indices[numbers], np.full(n_errors, -1), np.asarray(ids), outputs.token_ids]
+        ),
+        "token": [*tokens[positions[: n + n_errors + n_positions]], *outputs.labels],
+        "activation": np.concatenate([activations, nothing, np.full(n_outputs, np.nan)]),
+        "probability": np.concatenate([np.full(n, np.nan), nothing, outputs.weights]),
+    }
+    own = torch.cat([local.encoder_constants(numbers), outputs.constants]).double().cpu().numpy()
+    constants = found.constants.copy()
+    constants[:, CONSTANTS.index("parameters")] += own
+    for i, part in enumerate(CONSTANTS):
+        columns[f"bias_{part}"] = np.concatenate([constants[:n, i], nothing, constants[n:, i]])
+    columns["bias"] = np.concatenate([constants[:n].sum(1), nothing, constants[n:].sum(1)])
+    return pd.DataFrame(columns)
+
+
+def _check_rows(
+    model: Model,
+    local: LocalModel,
+    nodes: pd.DataFrame,
+    adjacency: csr_array,
+    chosen: Indices,
+    outputs: Outputs,
+) -> None:
+    """Invariant 2 of the spec: every row and its constant are the whole pre-activation."""
+    numbers = torch.from_numpy(local.canonical[chosen])
+    wanted = torch.cat([local.preactivations[numbers], outputs.values]).double().cpu().numpy()
+    reading = np.concatenate(
+        [np.arange(len(chosen)), np.arange(len(nodes) - len(outputs), len(nodes))]
+    )
+    account = np.asarray(adjacency.astype(np.float64)[reading].sum(axis=1), dtype=np.float64)
+    scale = np.asarray(abs(adjacency).astype(np.float64)[reading].sum(axis=1)) + np.abs(wanted)
+    for part in CONSTANTS:
+        scale = scale + nodes[f"bias_{part}"].abs().to_numpy()[reading]
+    off = np.abs(account + nodes["bias"].to_numpy()[reading] - wanted) / np.maximum(scale, 1e-30)
+    worst = int(np.argmax(off))
+    tolerance = TOLERANCES.get(model.dtype, 1e-4)
+    if not off[worst] <= tolerance:
+        node = nodes.iloc[reading[worst]]
+        raise TracingError(
+            f"the {node['kind']} at layer {node['layer']}, position {node['position']}, index "
+            f"{node['index']} is not explained by its inputs: {off[worst]:.2g} of it is missing, "
+            f"{tolerance:g} is allowed in {str(model.dtype).removeprefix('torch.')}",
+            "Is the transcoder's read hook right? If it is, the freeze of this model family does "
+            "not hold here: report it, and do not use the graph (check=False traces it anyway)",
+        )
