@@ -17,41 +17,67 @@ if TYPE_CHECKING:
 
     from graphstore import Store
 
-__all__ = ["Format", "Session", "parameters", "store_options"]
+__all__ = ["Format", "Session", "parameters", "shared_options", "store_options"]
 
 Format = Literal["table", "csv", "json"]
 P = ParamSpec("P")
 
 
-def store_options(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
-    """Give a command the options of every command; it gets them as its first argument."""
+def shared_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command, or the group of all, the options that every command has."""
+    for option in reversed(_OPTIONS.values()):
+        command = option(command)
+    return command
 
-    @click.option("--store", metavar="PATH", help="Folder of the embedded store.")
-    @click.option("--uri", metavar="URI", help="Neo4j server, such as bolt://localhost:7687.")
-    @click.option(
+
+_OPTIONS = {
+    "store": click.option("--store", metavar="PATH", help="Folder of the embedded store."),
+    "uri": click.option(
+        "--uri", metavar="URI", help="Neo4j server, such as bolt://localhost:7687."
+    ),
+    "user": click.option(
         "--user",
         metavar="NAME",
         help="User of the server; the password comes from $NEO4J_PASSWORD, or is asked for.",
-    )
-    @click.option("--database", metavar="NAME", help="Database of the server.")
-    @click.option(
+    ),
+    "database": click.option("--database", metavar="NAME", help="Database of the server."),
+    "format_": click.option(
         "--format",
         "format_",
         type=click.Choice(["table", "csv", "json"]),
         default="table",
         show_default=True,
         help="How to print results.",
-    )
+    ),
+}
+
+
+def store_options(command: Callable[Concatenate[Session, P], None]) -> Callable[P, None]:
+    """Give a command the options of every command; it gets them as its first argument.
+
+    They may stand before the command's name, too; what stands after it wins.
+    """
+
+    @shared_options
     @functools.wraps(command)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> None:
         options: dict[str, Any] = dict(kwargs)
-        session = Session(*(options.pop(name) for name in _OPTIONS))
+        session = Session(*(_given(name, options.pop(name)) for name in _OPTIONS))
         command(session, *args, **options)
 
     return wrapped
 
 
-_OPTIONS = ("store", "uri", "user", "database", "format_")
+def _given(name: str, value: Any) -> Any:
+    """Value of a shared option: given after the command, before it, or by default."""
+    context = click.get_current_context()
+    before = context.find_root()
+    typed = click.core.ParameterSource.COMMANDLINE
+    if context.get_parameter_source(name) is not typed and (
+        before.get_parameter_source(name) is typed
+    ):
+        return before.params[name]
+    return value
 
 
 @dataclass(frozen=True)

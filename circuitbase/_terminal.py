@@ -215,7 +215,8 @@ def _grid(
 
 def _nodes_table(graph: AttributionGraph, flow: Flow, limit: int) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", title_justify="left")
-    for name, right in (("strongest nodes", False), ("token", False), ("influence", True)):
+    # Of all kinds: the grid and the figure tell of features.
+    for name, right in (("strongest nodes, all kinds", 0), ("token", 0), ("influence", 1)):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
     labels = graph.nodes["label"].to_list()
     rows = strongest_nodes(graph, flow.influence, limit)

@@ -2,7 +2,8 @@
 
 Results go to standard output, everything else (progress, warnings, errors) to standard error.
 Exit status: 0 done, 1 a known error (one line, ``error: what. remedy.``), 2 wrong usage, 130 when
-interrupted. Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
+interrupted, 143 when terminated. Nothing heavy is imported before a command runs, so that
+``--help`` answers at once.
 """
 
 from __future__ import annotations
@@ -17,7 +18,15 @@ from typing import Any, TextIO
 
 import click
 
-from circuitbase import __version__, commands_ask, commands_demo, commands_files, commands_store
+from circuitbase import (
+    __version__,
+    commands_ask,
+    commands_demo,
+    commands_files,
+    commands_store,
+    commands_trace,
+)
+from circuitbase._session import shared_options
 
 __all__ = ["cli", "main"]
 
@@ -102,12 +111,14 @@ def _show_our_warnings() -> None:
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 96},
     epilog="Every command has examples: circuitbase COMMAND --help",
 )
+@shared_options
 @click.version_option(__version__, message="%(prog)s %(version)s")
-def cli() -> None:
+def cli(**_: object) -> None:
     """Keep attribution graphs of language models in a graph database, and ask it questions.
 
     The store is the folder ./circuits.db (or $CIRCUITBASE_STORE, or --store), opened by an engine
-    that runs inside the command; --uri or $NEO4J_URI names a Neo4j server instead.
+    that runs inside the command; --uri or $NEO4J_URI names a Neo4j server instead. These options
+    may stand before the command or after it.
 
     First steps:
       circuitbase import graphs/*.json --set first
@@ -121,6 +132,7 @@ def cli() -> None:
 for _command in (
     commands_demo.demo,
     commands_files.import_,
+    commands_trace.trace,
     commands_store.graphs,
     commands_store.sets,
     commands_store.show,

@@ -72,7 +72,7 @@ def queries(session: Session, name: str | None) -> None:
         }
         if session.format == "table":  # the whole purpose is told by: queries NAME
             columns["purpose"] = [text.partition(";")[0] for text in columns["purpose"]]
-        session.print(pd.DataFrame(columns, dtype=object))
+        session.print(pd.DataFrame(columns, dtype=object), width=100)
         return
     query = library.describe(name)
     if session.format == "table":

@@ -114,7 +114,7 @@ def import_files(
                 raise  # the store's troubles are not this file's
             except CircuitError as error:
                 text = " ".join(str(error).split())
-                named = text if path.name in text else f"{name}: {text}"
+                named = text if " ".join(str(path).split()) in text else f"{name}: {text}"
                 session.say(f"error: {named}")
                 records.append({"file": name, "status": _FAILED, "error": named})
     return records

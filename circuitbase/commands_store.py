@@ -62,7 +62,8 @@ def sets(session: Session) -> None:
 @click.option(
     "--nodes",
     type=click.IntRange(0),
-    help="How many of the strongest nodes to list.  [default: 12, figure: 20]",
+    help="How many of the strongest nodes to list, of all kinds; in a figure, how many features to "
+    "number.  [default: 12, figure: 20]",
 )
 @click.option(
     "--edges",
@@ -204,24 +205,29 @@ def _read_labels(path: Path) -> pd.DataFrame:
 
 @click.command()
 @click.argument("graphs", metavar="GRAPH…", nargs=-1, required=True)
-@click.option("--yes", is_flag=True, help="Do not ask, in a terminal.")
+@click.option("--yes", is_flag=True, help="Do not ask; needed where nobody can be asked.")
 @store_options
 def delete(session: Session, graphs: tuple[str, ...], yes: bool) -> None:
     """Delete GRAPHs from the store, with what only they used.
 
+    What cannot be undone takes whole ids: neither slugs nor beginnings of ids.
+
     Features that have a label or statistics stay, and so do sets that become empty.
 
     For example:
-      circuitbase delete night
-      circuitbase delete 9bda50 7c0f --yes
+      circuitbase delete 9bda50e4a1f2c3d7
+      circuitbase delete 9bda50e4a1f2c3d7 7c0f00112233aabb --yes
     """
+    if not (yes or (sys.stdin.isatty() and sys.stderr.isatty())):
+        raise click.UsageError("Nobody can be asked here. Add --yes to delete without asking.")
+    chosen = list(dict.fromkeys(graphs))
     with session.open() as store:
-        found = list(dict.fromkeys(store.find(name) for name in graphs))  # all, before any is gone
-        asked = not yes and sys.stdin.isatty() and sys.stderr.isatty()
-        if asked and not click.confirm(f"Delete {', '.join(found)}?", err=True):
+        for graph_id in chosen:  # all, before any is gone
+            store.require_id(graph_id)
+        if not yes and not click.confirm(f"Delete {', '.join(chosen)}?", err=True):
             session.say("nothing deleted")
             return
-        for graph_id in found:
+        for graph_id in chosen:
             store.delete(graph_id)
             session.say(f"deleted {graph_id}")
 

@@ -27,6 +27,7 @@ def print_frame(
     empty: str = "Nothing found.",
     limit: int | None = None,
     compact: bool = False,
+    width: int | None = None,
 ) -> None:
     """Print a table of results on standard output.
 
@@ -46,6 +47,8 @@ def print_frame(
         The most rows that people see; programs always get all of them.
     compact
         Whether people are spared columns without any value.
+    width
+        How wide the table is outside a terminal, where it holds prose; else as wide as it needs.
     """
     if how == "json":
         click.echo(_json(records_of(frame)))
@@ -57,18 +60,18 @@ def print_frame(
         shown = frame if columns is None else frame[[c for c in columns if c in frame.columns]]
         if compact and len(filled := shown.dropna(axis=1, how="all").columns):
             shown = shown[filled]
-        print_picture(_table(shown.head(limit) if limit else shown, names or {}))
-        if limit and len(frame) > limit:
+        print_picture(_table(shown.head(limit) if limit else shown, names or {}), width)
+        if limit and len(frame) > limit:  # beside its table, wherever that goes
             left = len(frame) - limit
-            click.echo(f"… {left:,} more rows; --format csv or json has them all", err=True)
+            click.echo(f"… {left:,} more rows; --format csv or json has them all")
 
 
-def print_picture(picture: RenderableType) -> None:
-    """Print something rich on standard output; outside a terminal it is as wide as it needs."""
+def print_picture(picture: RenderableType, width: int | None = None) -> None:
+    """Print something rich on standard output; outside a terminal, this wide or as it needs."""
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if terminal else 10_000, highlight=False)
+    console = Console(file=sys.stdout, width=None if terminal else width or 10_000, highlight=False)
     console.print(picture, soft_wrap=False)
 
 
@@ -144,7 +147,7 @@ def _table(frame: pd.DataFrame, names: Mapping[str, str]) -> RenderableType:
             for value in values
         )
         widest = max(map(len, columns[-1]), default=0)
-        whole = widest <= 20 and not any(" " in text for text in columns[-1])  # ids, names
+        whole = widest <= 24 and not any(" " in text for text in columns[-1])  # ids, names
         table.add_column(
             Text(names.get(name, name)),
             justify="right" if numeric else "left",

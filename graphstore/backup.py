@@ -15,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import neo4j
 import orjson
 
+from graphstore.claims import lock_vault
 from graphstore.files import read_graph, write_graph
+from graphstore.grouping import LABEL_ROWS, parts_of_feature_id
 from tracer.errors import FormatError, GraphError, NotFoundError
 
 if TYPE_CHECKING:
@@ -156,8 +159,8 @@ def restore(
         store.add_set(row["name"], row.get("description"))
     # Before the graphs: a label of the manifest comes before the one in a graph's file.
     labels = [_label_row(place, row) for row in manifest["labels"]]
-    for start in range(0, len(labels), 10_000):
-        store.change(_ADD_LABELS, rows=labels[start : start + 10_000])
+    for start in range(0, len(labels), LABEL_ROWS):
+        _add_labels(store, labels[start : start + LABEL_ROWS])
     new = 0
     for done, row in enumerate(manifest["graphs"], start=1):
         path = place / "graphs" / f"{row['graph_id']}.circuit"
@@ -174,6 +177,14 @@ def restore(
         if progress is not None:
             progress(done, len(manifest["graphs"]))
     return new
+
+
+def _add_labels(store: Store, rows: list[dict[str, Any]]) -> None:
+    def work(tx: neo4j.ManagedTransaction) -> None:
+        lock_vault(tx)  # else a delete may remove a feature before it has its label
+        tx.run(_ADD_LABELS, rows=rows).consume()
+
+    store.transact(work, merges=True)
 
 
 def _read_member(path: Path, graph_id: str) -> AttributionGraph:
@@ -245,8 +256,8 @@ def _check_rows(path: Path, manifest: dict[str, Any], name: str, types: dict[str
 
 
 def _label_row(place: Path, row: dict[str, Any]) -> dict[str, Any]:
-    parts = row["feature_id"].rsplit("/", 2)
-    if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
+    parts = parts_of_feature_id(row["feature_id"])
+    if parts is None:
         raise FormatError(
             f"{place / MANIFEST}: {row['feature_id']!r} is no feature id", "Export again"
         )
@@ -254,6 +265,6 @@ def _label_row(place: Path, row: dict[str, Any]) -> dict[str, Any]:
         **row,
         "source": row.get("source"),
         "transcoder_id": parts[0],
-        "layer": int(parts[1]),
-        "index": int(parts[2]),
+        "layer": parts[1],
+        "index": parts[2],
     }

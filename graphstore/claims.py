@@ -3,14 +3,21 @@
 A graph that is not complete carries who is at work on it and a heartbeat. Every step of the work
 is a transaction that first renews the heartbeat under that name, and fails if the name has changed.
 A claim passes on only by one conditional statement, so of two that want it one gets it.
+
+A worker's name is ``host/pid/start/machine/process-claim``. Host name and pid alone prove nothing:
+pids are used again, and two containers may share both. ``start`` is when the process began, and
+``machine`` the running kernel and the space in which it counts pids (Linux: proc(5),
+pid_namespaces(7)); where a system does not tell them, only the heartbeat decides who is gone.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import neo4j
@@ -22,19 +29,23 @@ from tracer.errors import StoreError
 if TYPE_CHECKING:
     from graphstore.client import Client
 
-__all__ = ["SILENCE_LIMIT", "Claim", "has_died"]
+__all__ = ["SILENCE_LIMIT", "Claim", "has_died", "lock_vault"]
 
 SILENCE_LIMIT: Final = 600.0  # seconds without a heartbeat after which a worker is taken for gone
 
 T = TypeVar("T")
 
+_LOCK: Final = "MATCH (v:Vault {vault_id: $vault}) SET v.claims = coalesce(v.claims, 0) + 1"
 # The vault is locked so that nobody removes unused features between a claim and its batches.
-_MAKE: Final = """
-MATCH (v:Vault {vault_id: $vault}) SET v.claims = coalesce(v.claims, 0) + 1
+_MAKE: Final = (
+    f"{_LOCK} "
+    """
 CREATE (:Graph {graph_id: $graph_id, complete: false, writer: $writer, heartbeat: timestamp()})
 """
-_TAKE_OVER: Final = """
-MATCH (v:Vault {vault_id: $vault}) SET v.claims = coalesce(v.claims, 0) + 1
+)
+_TAKE_OVER: Final = (
+    f"{_LOCK} "
+    """
 WITH v
 MATCH (g:Graph {graph_id: $graph_id})
 WHERE g.complete = false AND coalesce(g.writer, '') = $from
@@ -42,6 +53,7 @@ WHERE g.complete = false AND coalesce(g.writer, '') = $from
 SET g.writer = $writer, g.heartbeat = timestamp()
 RETURN g.graph_id AS graph_id
 """
+)
 _WITHDRAW: Final = """
 MATCH (g:Graph {graph_id: $graph_id}) WHERE g.complete = true
 SET g.complete = false, g.writer = $writer, g.heartbeat = timestamp()
@@ -68,7 +80,7 @@ class Claim:
     def __init__(self, store: Client, graph_id: str) -> None:
         self.store = store
         self.graph_id = graph_id
-        self.writer = f"{socket.gethostname()}/{os.getpid()}/{uuid.uuid4().hex}"
+        self.writer = f"{_process(os.getpid())}-{uuid.uuid4().hex}"
 
     def __enter__(self) -> Claim:
         _held.add(self.writer)
@@ -118,18 +130,73 @@ class Claim:
         return self.store.transact(held, merges=True)
 
 
+def lock_vault(tx: neo4j.ManagedTransaction) -> None:
+    """Wait until no other transaction changes what all graphs share, and keep others from it."""
+    tx.run(_LOCK, vault=VAULT).consume()
+
+
 def has_died(writer: str | None) -> bool:
-    """Whether a claim's owner was a process of this machine that is no more, or gave up."""
-    host, _, rest = (writer or "").partition("/")
-    pid = rest.partition("/")[0]
-    if host != socket.gethostname() or not pid.isdecimal():
+    """Whether a claim's owner was a process of this machine that is no more, or gave up.
+
+    False where that cannot be known: then only the heartbeat tells.
+    """
+    name = writer or ""
+    if name.startswith(f"{_process(os.getpid())}-"):
+        return name not in _held
+    host, _, rest = name.partition("/")
+    pid, _, rest = rest.partition("/")
+    start, _, rest = rest.partition("/")
+    machine = rest.partition("/")[0]
+    if not (pid.isdecimal() and start.isdecimal() and machine):
         return False
-    if int(pid) == os.getpid():
-        return writer not in _held
+    if (host, machine) != (socket.gethostname(), _machine()):
+        return False
+    return not _is_alive(int(pid), start)
+
+
+@functools.cache
+def _process(pid: int) -> str:
+    """Name this process; by its id, because a forked one is another."""
+    start = (_stat(pid) or {}).get("start", "")
+    return f"{socket.gethostname()}/{pid}/{start}/{_machine()}/{uuid.uuid4().hex}"
+
+
+def _machine() -> str:
+    """Name the running kernel and the space of its pids, or nothing where it does not tell."""
     try:
-        os.kill(int(pid), 0)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _is_alive(pid: int, start: str) -> bool:
+    """Whether the process of this id that began then is at work; true if it cannot be told."""
+    found = _stat(pid)
+    if found is None:  # gone, or hidden from us
+        return _is_there(pid)
+    # A killed process that nobody has waited for is still listed.
+    ended = found["state"] in ("Z", "X") and int(found["threads"]) <= 1
+    return found["start"] == start and not ended
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
     except ProcessLookupError:
-        return True
-    except OSError:  # it lives, and is somebody else's
         return False
-    return False
+    except (OSError, OverflowError):  # it is somebody else's, or no id of this system
+        return True
+    return True
+
+
+def _stat(pid: int) -> dict[str, str] | None:
+    """State, threads and start time (ticks after the system's start) of a process: proc(5)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = text.rpartition(")")[2].split()  # the program's name may hold anything
+    if len(fields) < 20 or not fields[17].isdecimal() or not fields[19].isdecimal():
+        return None
+    return {"state": fields[0], "threads": fields[17], "start": fields[19]}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import fcntl
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -81,7 +84,8 @@ class Client:
         self._check_open()
         if not write:
             dialect.refuse_writing(self, name, text)
-        with translated(self.address, name), self._session(write) as session:
+        turn = self._turn() if write else contextlib.nullcontext()
+        with turn, translated(self.address, name), self._session(write) as session:
             try:
                 keys, values = (session.execute_write if write else session.execute_read)(work)
             except neo4j.exceptions.ClientError as error:
@@ -115,7 +119,7 @@ class Client:
             Whether it merges nodes that other writers may be making at this moment.
         """
         self._check_open()
-        with translated(self.address), self._session(True) as session:
+        with self._turn(), translated(self.address), self._session(True) as session:
             for _ in range(dialect.MERGE_TRIES - 1):
                 try:
                     return session.execute_write(work)
@@ -124,6 +128,27 @@ class Client:
                         raise
             return session.execute_write(work)
 
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Wait until no other writer of an embedded store is in a transaction.
+
+        The embedded engine does not make writers wait: of two that meet, one fails when it
+        commits and has to begin again, after a second and more. Writers of one store, in this
+        process and in others, hold a lock on a file instead; what dies lets go of it.
+        """
+        if self.embedded is None or getattr(_in_turn, "held", False):
+            yield
+            return
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a disk that is full or read-only: no writer either
+                file = stack.enter_context((self.embedded.path / "writing").open("a"))
+                fcntl.flock(file, fcntl.LOCK_EX)
+            _in_turn.held = True
+            try:
+                yield
+            finally:
+                _in_turn.held = False
+
     def _session(self, write: bool) -> neo4j.Session:
         mode = neo4j.WRITE_ACCESS if write else neo4j.READ_ACCESS
         return self.driver.session(database=self.database, default_access_mode=mode)
@@ -131,6 +156,10 @@ class Client:
     def _check_open(self) -> None:
         if not self._open:
             raise StoreError(f"store {self.address} is closed", "Connect again")
+
+
+# A function in a transaction may begin another one.
+_in_turn = threading.local()
 
 
 def _plain(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -132,6 +133,31 @@ def translated(address: str, query: str | None = None) -> Iterator[None]:
     query
         Name of the query that runs, if a user asked for one: its errors are then the user's.
     """
+    handled = sys.exception()
+    try:
+        with _translated(address, query):
+            yield
+    except Exception as error:
+        # The driver tidies up a session that Ctrl-C or SIGTERM left half-way, which may fail in
+        # any way.
+        if (ending := _interruption(error, handled)) is not None:
+            raise ending from None
+        raise
+
+
+def _interruption(
+    error: BaseException | None, handled: BaseException | None
+) -> BaseException | None:
+    """Find what ended the program and led to an error, unless it was being handled before."""
+    while error is not None and error is not handled:
+        if isinstance(error, KeyboardInterrupt | SystemExit):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+@contextlib.contextmanager
+def _translated(address: str, query: str | None) -> Iterator[None]:
     try:
         yield
     except neo4j_errors.AuthError as error:

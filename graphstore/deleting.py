@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import neo4j
 
-from graphstore.claims import SILENCE_LIMIT, Claim
+from graphstore.claims import SILENCE_LIMIT, Claim, lock_vault
 from graphstore.schema import VAULT
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ __all__ = [
     "interrupted",
     "remove_graph",
     "remove_interrupted",
+    "remove_left_features",
     "remove_strays",
     "remove_unused_features",
     "withdraw_summaries",
@@ -29,7 +30,6 @@ __all__ = [
 
 _BATCH: Final = 5_000
 
-_LOCK: Final = "MATCH (v:Vault {vault_id: $vault}) SET v.claims = coalesce(v.claims, 0) + 1"
 _WITHDRAW_EDGES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})-[:HAS_EDGE]->(x:FeatureEdge)
 WITH x, x.graphs AS graphs, x.shares AS shares, x.weights AS weights, g.gno AS gno
@@ -91,6 +91,12 @@ WHERE f.label IS NULL AND f.statistics IS NULL
 RETURN collect(f.feature_id) AS ids
 """
 _DROP_FEATURES: Final = "UNWIND $ids AS id MATCH (f:Feature {feature_id: id}) DELETE f"
+# Who had to leave unused features says so; the last one at work removes them.
+_LEAVE: Final = "MATCH (v:Vault {vault_id: $vault}) SET v.unused_left = true"
+_LEFT: Final = """
+MATCH (v:Vault {vault_id: $vault}) WHERE v.unused_left = true RETURN v.vault_id AS id
+"""
+_LEFT_NONE: Final = "MATCH (v:Vault {vault_id: $vault}) REMOVE v.unused_left"
 
 
 def remove_graph(store: Client, graph_id: str) -> None:
@@ -129,11 +135,12 @@ def clear(claim: Claim) -> None:
 def _remove(claim: Claim) -> None:
     clear(claim)
     claim.store.change(_DROP_GRAPH, graph_id=claim.graph_id, writer=claim.writer)
+    remove_left_features(claim.store)
 
 
 def withdraw_summaries(tx: neo4j.ManagedTransaction, graph_id: str) -> None:
     """Lock the vault and take a graph out of every summary across prompts."""
-    tx.run(_LOCK, vault=VAULT).consume()
+    lock_vault(tx)
     touched = tx.run(_WITHDRAW_EDGES, graph_id=graph_id).single()
     tx.run(_DROP_HAS_EDGE, graph_id=graph_id).consume()
     if touched is not None and touched["touched"]:
@@ -148,14 +155,16 @@ def _reset(tx: neo4j.ManagedTransaction, claim: Claim) -> None:
 
 
 def _remove_batch(tx: neo4j.ManagedTransaction, graph_id: str) -> int:
-    tx.run(_LOCK, vault=VAULT).consume()
+    lock_vault(tx)
     found = tx.run(_NODE_IDS, graph_id=graph_id, limit=_BATCH).single(strict=True)
     if not found["nodes"]:
         return 0
     tx.run(_DROP_NODES, ids=found["nodes"]).consume()
     # Somebody who is writing may have counted on a feature that nothing uses yet.
-    if tx.run(_WRITING, graph_id=graph_id).single(strict=True)["n"] == 0:
-        unused = tx.run(_UNUSED, ids=found["features"]).single(strict=True)["ids"]
+    unused = tx.run(_UNUSED, ids=found["features"]).single(strict=True)["ids"]
+    if unused and tx.run(_WRITING, graph_id=graph_id).single(strict=True)["n"]:
+        tx.run(_LEAVE, vault=VAULT).consume()
+    elif unused:
         tx.run(_DROP_FEATURES, ids=unused).consume()
     return len(found["nodes"])
 
@@ -181,7 +190,7 @@ RETURN collect(x.edge_id) AS touched
 
 def drop_unknown_entries(tx: neo4j.ManagedTransaction, unsound: list[str]) -> None:
     """Drop what pairs of features list of graphs that are not there, or are not sound."""
-    tx.run(_LOCK, vault=VAULT).consume()
+    lock_vault(tx)
     known = tx.run(_NUMBERS, unsound=unsound).single(strict=True)["numbers"]
     flags = [False] * (max(known, default=-1) + 1)
     for number in known:
@@ -204,7 +213,7 @@ def remove_strays(store: Client) -> None:
     """Remove nodes and supernodes of no graph."""
 
     def work(tx: neo4j.ManagedTransaction) -> int:
-        tx.run(_LOCK, vault=VAULT).consume()
+        lock_vault(tx)
         ids = [record["id"] for record in tx.run(_STRAY_NODES)]
         tx.run(_DROP_NODES, ids=ids).consume()
         tx.run(_STRAY_SUPERNODES).consume()
@@ -223,17 +232,27 @@ RETURN f.feature_id AS feature_id
 
 
 def remove_unused_features(store: Client) -> int:
-    """Remove features that no graph, label or statistic uses; the number removed."""
+    """Remove features that no graph, label or statistic uses; the number removed.
+
+    None while somebody writes or deletes, who may count on a feature that nothing uses yet.
+    """
 
     def work(tx: neo4j.ManagedTransaction) -> int:
-        tx.run(_LOCK, vault=VAULT).consume()
+        lock_vault(tx)
         if tx.run(_WRITING, graph_id="").single(strict=True)["n"]:
             return 0
         ids = [record["feature_id"] for record in tx.run(_ALL_UNUSED)]
         tx.run(_DROP_FEATURES, ids=ids).consume()
+        tx.run(_LEFT_NONE, vault=VAULT).consume()
         return len(ids)
 
     return store.transact(work)
+
+
+def remove_left_features(store: Client) -> None:
+    """Remove the unused features that a delete had to leave because others were at work."""
+    if store.rows(_LEFT, vault=VAULT):
+        remove_unused_features(store)
 
 
 _INTERRUPTED: Final = """

@@ -23,6 +23,7 @@ import logging
 import os
 import resource
 import secrets
+import signal
 import socket
 import sys
 import threading
@@ -44,6 +45,9 @@ USER: Final = "root"
 _MARKER: Final = "store.json"
 _HEAP: Final = "2g"  # a million edges need one; CIRCUITBASE_HEAP overrides
 _START_WAIT: Final = 20.0  # seconds a second process gives the first one to start listening
+_GRACE: Final = (
+    10.0  # seconds in which a second SIGTERM does not disturb the end begun by the first
+)
 
 log = logging.getLogger(__name__)
 
@@ -295,6 +299,12 @@ def _start_java(folder: Path) -> None:
         f"-Djava.util.logging.config.file={configuration}",
         f"-Xss{_stack_size()}k",
         "--sun-misc-unsafe-memory-access=allow",  # else four lines of warning at every start
+        # Collecting in pauses takes less of the machine than collecting beside the work.
+        "-XX:+UseParallelGC",
+        # Not to keep what merging two writers' pages would need: writers take turns (client.py).
+        "-Darcadedb.txPageSlotMerge=false",
+        "-Darcadedb.graph.edgeAppendMerge=false",
+        "-Xrs",  # signals are Python's: Java would end the process under its feet, and crash
     ]
     heap = os.environ.get("CIRCUITBASE_HEAP", _HEAP)
     os.environ.setdefault("ARCADEDB_JVM_ERROR_FILE", f"{logs}/hs_err_pid%p.log")
@@ -308,6 +318,30 @@ def _start_java(folder: Path) -> None:
         ) from error
     # Registered after the runtime's own hook, so run before it: listeners first, then Java.
     atexit.register(_stop_all)
+    _heed_termination()
+
+
+def _heed_termination() -> None:
+    """End on SIGTERM as on an exit: what is open is closed, and the engine stopped.
+
+    Not where the program has chosen otherwise, or starts the engine beside its main thread.
+    """
+    chosen = signal.getsignal(signal.SIGTERM)
+    if chosen is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
+        return
+    first: float | None = None
+
+    def end(number: int, _: object) -> None:
+        nonlocal first
+        if first is None:
+            first = time.monotonic()
+            raise SystemExit(128 + number)
+        # timeout(1) sends it twice at once; later, the program has not heeded the first one.
+        if time.monotonic() - first >= _GRACE:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def _stack_size() -> int:

@@ -119,7 +119,7 @@ def write_graph(graph: AttributionGraph, path: str | os.PathLike[str]) -> None:
             return format_.write(graph, path)
     known = [ending for format_ in FORMATS for ending in format_.endings]
     raise FormatError(
-        f"{path.name}: no format is written to the ending {path.suffix!r}",
+        f"{path}: no format is written to the ending {path.suffix!r}",
         f"{nearest(path.suffix, known)} Use one of {', '.join(known)}".strip(),
     )
 
@@ -136,7 +136,7 @@ def _recognise(path: Path) -> Format:
         raise unreadable(path, error) from error
     except zipfile.BadZipFile as error:
         raise FormatError(
-            f"{path.name}: the archive is damaged ({error})",
+            f"{path}: the archive is damaged ({error})",
             "It may be cut off: copy or export it again",
         ) from error
     for format_ in FORMATS:
@@ -144,9 +144,9 @@ def _recognise(path: Path) -> Format:
             return format_
     for signs, what, remedy in _NEARLY:
         if start.startswith(signs):
-            raise FormatError(f"{path.name}: is {what}", remedy)
+            raise FormatError(f"{path}: is {what}", remedy)
     raise FormatError(
-        f"{path.name}: is no graph file of a known format",
+        f"{path}: is no graph file of a known format",
         f"Known are {', '.join(format_.name for format_ in FORMATS)}",
     )
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import neo4j
 import pandas as pd
 
+from graphstore.claims import lock_vault
 from graphstore.rows import supernode_id
 from tracer.errors import NotFoundError, StoreError, nearest
 
 if TYPE_CHECKING:
     from graphstore.client import Client
 
-__all__ = ["group_nodes", "label_features"]
+__all__ = ["LABEL_ROWS", "group_nodes", "label_features", "parts_of_feature_id"]
 
 _NODES: Final = """
 MATCH (:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node)
@@ -90,6 +92,8 @@ def _resolve(store: Client, graph_id: str, wanted: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+LABEL_ROWS: Final = 10_000  # labels a transaction: few enough for a small server's heap
+
 _LABEL: Final = """
 UNWIND $rows AS r
 MERGE (f:Feature {feature_id: r[0]})
@@ -107,14 +111,40 @@ def label_features(store: Client, labels: pd.DataFrame, source: str) -> int:
             )
     rows = []
     for feature_id, label in labels[["feature_id", "label"]].itertuples(index=False):
-        # Parsed from the right: ids of transcoders contain slashes.
-        parts = str(feature_id).rsplit("/", 2)
-        if len(parts) != 3 or not (parts[1].isdecimal() and parts[2].isdecimal()):
+        parts = parts_of_feature_id(feature_id)
+        if parts is None:
             raise StoreError(
-                f"{feature_id!r} is no feature id", "Write {transcoder_id}/{layer}/{index}"
+                f"{feature_id!r} is no feature id",
+                "Write {transcoder_id}/{layer}/{index}, the two numbers without leading zeros",
             )
         if isinstance(label, str) and label:
-            rows.append([str(feature_id), label, parts[0], int(parts[1]), int(parts[2])])
-    if rows:
-        store.change(_LABEL, rows=rows, source=source)
+            rows.append([feature_id, label, *parts])
+    for start in range(0, len(rows), LABEL_ROWS):
+        batch = rows[start : start + LABEL_ROWS]
+
+        def work(tx: neo4j.ManagedTransaction, batch: list[list[Any]] = batch) -> None:
+            lock_vault(tx)  # else a delete may remove a feature before it has its label
+            tx.run(_LABEL, rows=batch, source=source).consume()
+
+        store.transact(work, merges=True)
     return len(rows)
+
+
+_FEATURE_ID: Final = re.compile(r"(.+)/(0|[1-9][0-9]{0,17})/(0|[1-9][0-9]{0,17})", re.DOTALL)
+
+
+def parts_of_feature_id(feature_id: object) -> tuple[str, int, int] | None:
+    """Transcoder, layer and index of a feature's id, or None if it is none.
+
+    An id is written in one way only: another would make a second feature of the same one.
+
+    Examples
+    --------
+    >>> parts_of_feature_id("owner/clt@main/12/4711")
+    ('owner/clt@main', 12, 4711)
+    >>> parts_of_feature_id("owner/clt@main/012/4711") is None
+    True
+    """
+    # Greedy, so parsed from the right: ids of transcoders contain slashes.
+    found = _FEATURE_ID.fullmatch(feature_id) if isinstance(feature_id, str) else None
+    return (found[1], int(found[2]), int(found[3])) if found else None

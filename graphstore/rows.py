@@ -148,14 +148,32 @@ class GraphRows:
         the feature's nodes.
         """
         graph = self.graph
-        table = graph.nodes.loc[graph.is_feature, ["layer", "index", "label"]].copy()
-        ids = np.array(graph.feature_ids, dtype=object)[graph.is_feature]
-        table.insert(0, "feature_id", ids)
-        influence = pd.Series(self.flow.influence[graph.is_feature], index=table.index)
-        table["influence"] = influence.groupby(table["feature_id"]).transform("sum")
+        table = graph.nodes.loc[graph.is_feature, ["layer", "index", "label"]]
+        codes, names = self._feature_codes
+        _, first = np.unique(codes, return_index=True)
         # A label given at one position holds for the feature.
-        table = table.sort_values("label", kind="stable", na_position="last")
-        return table.drop_duplicates("feature_id").sort_index(kind="stable")
+        labels: list[Any] = [None] * len(names)
+        known = np.flatnonzero(table["label"].notna())
+        for code, label in zip(codes[known], table["label"].iloc[known], strict=True):
+            if labels[code] is None:
+                labels[code] = label
+        influence = self.flow.influence[graph.is_feature]
+        return pd.DataFrame(
+            {
+                "feature_id": names,
+                "layer": table["layer"].to_numpy()[first],
+                "index": table["index"].to_numpy()[first],
+                "label": pd.Series(labels, dtype=object),
+                "influence": np.bincount(codes, weights=influence, minlength=len(names)),
+            }
+        )
+
+    @cached_property
+    def _feature_codes(self) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
+        """Of each feature node, the place of its feature in the list that follows."""
+        graph = self.graph
+        codes, names = pd.factorize(np.array(graph.feature_ids, dtype=object)[graph.is_feature])
+        return codes, np.asarray(names, dtype=object)
 
     @cached_property
     def feature_edges(self) -> pd.DataFrame:
@@ -167,30 +185,25 @@ class GraphRows:
         graph = self.graph
         sources, targets, columns = self.edges
         between = graph.is_feature[sources] & graph.is_feature[targets]
-        ids = np.array(graph.feature_ids, dtype=object)
-        codes, names = pd.factorize(ids[graph.is_feature])
+        codes, names = self._feature_codes
         code = np.full(graph.n_nodes, -1)
         code[graph.is_feature] = codes
         occurrences = np.bincount(codes, minlength=len(names))
         weight, share = columns[0], columns[1]
         if weight is None or share is None:  # pragma: no cover - both are always there
             raise StoreError("edges without weights", "Report this as a defect")
-        pairs = (
-            pd.DataFrame(
-                {
-                    "s": code[sources[between]],
-                    "t": code[targets[between]],
-                    "share": share[between],
-                    "weight": weight[between],
-                }
-            )
-            .groupby(["s", "t"], sort=True, as_index=False)
-            .sum()
+        ends = code[sources[between]] * len(names) + code[targets[between]]
+        pairs, place = np.unique(ends, return_inverse=True)
+        s, t = np.divmod(pairs, max(len(names), 1))
+        shares = np.bincount(place, weights=share[between], minlength=len(pairs))
+        return pd.DataFrame(
+            {
+                "source": names[s],
+                "target": names[t],
+                "share": shares / occurrences[t],
+                "weight": np.bincount(place, weights=weight[between], minlength=len(pairs)),
+            }
         )
-        pairs["share"] /= occurrences[pairs["t"]]
-        pairs.insert(0, "source", names[pairs.pop("s")])
-        pairs.insert(1, "target", names[pairs.pop("t")])
-        return pairs
 
     @cached_property
     def supernodes(self) -> list[Properties]:

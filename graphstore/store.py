@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from graphstore.deleting import (
     interrupted,
     remove_graph,
     remove_interrupted,
+    remove_left_features,
     remove_unused_features,
 )
 from graphstore.grouping import group_nodes, label_features
@@ -23,7 +24,7 @@ from graphstore.reading import read_stored_graph
 from graphstore.schema import ensure_schema
 from graphstore.verifying import verify_store
 from graphstore.writing import write_graph_to
-from tracer.errors import NotFoundError, nearest
+from tracer.errors import NotFoundError, QueryError, nearest
 from tracer.graph import AttributionGraph
 
 __all__ = ["Store", "connect"]
@@ -89,6 +90,8 @@ def _clean_up(store: Store) -> None:
         remove_interrupted(store, graph_id, silent_for=0)
     if left:
         remove_unused_features(store)
+    else:
+        remove_left_features(store)
 
 
 class Store(Client):
@@ -118,7 +121,34 @@ class Store(Client):
         bool
             Whether the graph is new to the store.
         """
-        return write_graph_to(self, graph, prompt_set)
+        new = write_graph_to(self, graph, prompt_set)
+        if new:
+            remove_left_features(self)
+        return new
+
+    def include(self, graph_id: str, prompt_set: str) -> None:
+        """Add a stored graph to a prompt set, which is made if new.
+
+        Raises
+        ------
+        NotFoundError
+            If no complete graph has this id.
+        """
+        self.transact(
+            lambda tx: self._include(tx, graph_id, prompt_set),
+            merges=True,
+        )
+
+    def _include(self, tx: neo4j.ManagedTransaction, graph_id: str, prompt_set: str) -> None:
+        found = tx.run(
+            "MATCH (g:Graph {graph_id: $graph_id, complete: true}) "
+            "MERGE (p:PromptSet {name: $name}) MERGE (p)-[:INCLUDES]->(g) "
+            "RETURN g.graph_id AS graph_id",
+            graph_id=graph_id,
+            name=prompt_set,
+        ).single()
+        if found is None:
+            raise NotFoundError(f"no graph {graph_id!r} is stored", "See circuitbase graphs")
 
     def write_many(
         self,
@@ -148,10 +178,15 @@ class Store(Client):
     def read(self, graph_id: str) -> AttributionGraph:
         """Read a graph back, equal to the one written.
 
+        Parameters
+        ----------
+        graph_id
+            Its id, or a name that :meth:`find` understands.
+
         Raises
         ------
         NotFoundError
-            If no complete graph has this id.
+            If no complete graph, or more than one, is called so.
         """
         return read_stored_graph(self, self._known(graph_id))
 
@@ -160,16 +195,33 @@ class Store(Client):
 
         Features with a label, statistics or global weights stay; sets stay, even empty.
 
+        Parameters
+        ----------
+        graph_id
+            Its whole id: what cannot be undone takes no slug and no beginning of an id.
+
         Raises
         ------
         NotFoundError
-            If no complete graph has this id.
+            If no complete graph has this id; the message says which graph a name means.
         """
-        if self._known(graph_id) != graph_id:
-            raise NotFoundError(
-                f"no graph has the id {graph_id!r}", "Store.find turns a name into an id"
-            )
+        self.require_id(graph_id)
         remove_graph(self, graph_id)
+
+    def require_id(self, graph_id: str) -> None:
+        """Check that a complete graph has exactly this id, as deleting needs it.
+
+        Raises
+        ------
+        NotFoundError
+            If none has; the message says which graph a name means.
+        """
+        found = self._known(graph_id)
+        if found != graph_id:
+            raise NotFoundError(
+                f"{graph_id!r} is a name of graph {found}, and deleting takes whole ids only",
+                f"Name it as {found}",
+            )
 
     def graphs(self, prompt_set: str | None = None) -> pd.DataFrame:
         """One row a stored graph, in the order stored.
@@ -262,8 +314,10 @@ class Store(Client):
 
         Parameters
         ----------
-        graph_id, name
-            The graph, and what to call the group.
+        graph_id
+            The graph: its id, or a name that :meth:`find` understands.
+        name
+            What to call the group.
         node_ids
             Nodes by key (``feature/12/4711/8``), node id, or id in the graph's file.
         author
@@ -290,6 +344,11 @@ class Store(Client):
         -------
         int
             How many features were labelled; those not yet seen in a graph are made.
+
+        Raises
+        ------
+        StoreError
+            If an id is none; then no label is stored.
         """
         return label_features(self, labels, source)
 
@@ -318,7 +377,15 @@ class Store(Client):
 
     # Cypher ------------------------------------------------------------------------------------
 
-    def cypher(self, text: str, /, *, write: bool = False, **parameters: Any) -> pd.DataFrame:
+    def cypher(
+        self,
+        text: str,
+        /,
+        *,
+        write: bool = False,
+        parameters: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> pd.DataFrame:
         """Run a query of your own.
 
         Only graphs with ``complete = true`` are whole; ask for them.
@@ -326,21 +393,32 @@ class Store(Client):
         Parameters
         ----------
         text
-            Cypher; values belong in `parameters`, never in the text.
+            Cypher; values belong in parameters, never in the text.
         write
             Allow it to change the store.
+        parameters
+            Values of the text's ``$names``, whatever they are called.
+        **more
+            The same as keywords: all but ``write`` and ``parameters`` can be given so.
 
         Returns
         -------
         DataFrame
-            One column a returned name; nodes and relationships as dictionaries.
+            One column a returned name; nodes and relationships as dictionaries. The embedded
+            engine names the columns of rows only: from it, a table without rows has none.
 
         Raises
         ------
         QueryError
-            If the engine refuses the text, or it would write without `write`.
+            If the engine refuses the text, it would write without `write`, or a parameter is given
+            twice.
         """
-        return self.run_named("query", text, parameters, write=write)
+        given = dict(parameters or {})
+        if twice := sorted(given.keys() & more.keys()):
+            raise QueryError(
+                f"parameter {twice[0]!r} is given in parameters and as a keyword", "Give it once"
+            )
+        return self.run_named("query", text, given | more, write=write)
 
     def _known(self, graph_id: str) -> str:
         """Return the id if a complete graph has it."""

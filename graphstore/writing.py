@@ -4,6 +4,8 @@ A graph's node is created first, ``complete = false``, with the writer's id and 
 and edges follow in batches. The last transaction locks the vault, gives the graph its number,
 writes the summaries across prompts (HAS_FEATURE, FeatureEdge) and sets ``complete = true``. A kill
 at any moment leaves either the whole graph or an incomplete one, which readers never ask for.
+
+A graph that fits one batch, as pruned graphs do, is written in one transaction: all or nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +13,16 @@ from __future__ import annotations
 import datetime as dt
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import neo4j
+import numpy as np
+import pandas as pd
 
-from graphstore.claims import SILENCE_LIMIT, Claim, has_died
+from graphstore.claims import SILENCE_LIMIT, Claim, has_died, lock_vault
 from graphstore.deleting import clear
 from graphstore.rows import EDGE_COLUMNS, GraphRows
 from graphstore.schema import VAULT
@@ -32,12 +37,29 @@ __all__ = ["add_summaries", "write_graph_to"]
 # Rows a transaction: enough to make its fixed cost small, few enough for a small server's heap.
 _TRANSACTION_ROWS: Final = 20_000
 _STATEMENT_ROWS: Final = 10_000
+_AT_ONCE_ROWS: Final = 20_000  # graphs of so many nodes and edges take one transaction
 _POLL: Final = 0.5  # seconds between looks at another writer's progress
 
 log = logging.getLogger(__name__)
 
-# A statement with its parameters and how many rows it writes.
-Step = tuple[str, dict[str, Any], int]
+
+class Step(NamedTuple):
+    """A statement with its parameters.
+
+    Attributes
+    ----------
+    text, parameters
+        What to run.
+    rows
+        How many rows it writes.
+    makes
+        How many nodes and relationships it must make; None where that depends on the store.
+    """
+
+    text: str
+    parameters: dict[str, Any]
+    rows: int
+    makes: tuple[int | None, int] | None = None
 
 
 def write_graph_to(store: Client, graph: AttributionGraph, prompt_set: str | None) -> bool:
@@ -49,16 +71,48 @@ def write_graph_to(store: Client, graph: AttributionGraph, prompt_set: str | Non
         Whether the graph is new to the store.
     """
     rows = GraphRows(graph)
+    if graph.n_nodes + graph.n_edges <= _AT_ONCE_ROWS and _write_at_once(store, rows, prompt_set):
+        return True
     with Claim(store, graph.graph_id) as claim:
         if _take(claim):
             for steps in _grouped(_steps(rows)):
                 claim.run(partial(run_steps, steps=steps))
-            claim.run(lambda tx: _publish(tx, rows, prompt_set))
+            publication = _publication(rows, prompt_set)
+            claim.run(lambda tx: _publish(tx, graph.graph_id, publication))
             return True
     store.transact(lambda tx: run_steps(tx, _additions(rows, prompt_set)), merges=True)
     return False
 
 
+def _write_at_once(store: Client, rows: GraphRows, prompt_set: str | None) -> bool:
+    """Write a graph in one transaction; False, with nothing done, if there is one of its id."""
+    graph_id = rows.graph.graph_id
+    if store.rows(_STATE, graph_id=graph_id):
+        return False
+
+    def work(tx: neo4j.ManagedTransaction, ahead: list[Future[list[Step]]]) -> bool:
+        lock_vault(tx)  # nobody else makes this graph, or removes features that it will use
+        if tx.run(_STATE, graph_id=graph_id).single() is not None:
+            return False
+        tx.run(_MAKE, graph_id=graph_id).consume()
+        for steps in ahead[:-1]:
+            run_steps(tx, steps.result())
+        _publish(tx, graph_id, ahead[-1].result())
+        return True
+
+    parts = [partial(_listed, part, rows) for part in _PARTS]
+    parts.append(partial(_publication, rows, prompt_set))
+    # Each part is worked out while the engine is busy with the one before.
+    with ThreadPoolExecutor(1) as helper:
+        ahead = [helper.submit(part) for part in parts]
+        return store.transact(partial(work, ahead=ahead), merges=True)
+
+
+def _listed(part: Callable[[GraphRows], Iterable[Step]], rows: GraphRows) -> list[Step]:
+    return list(part(rows))
+
+
+_MAKE: Final = "CREATE (:Graph {graph_id: $graph_id, complete: false})"
 _STATE: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
 RETURN g.complete AS complete, g.writer AS writer,
@@ -91,10 +145,26 @@ def _take(claim: Claim) -> bool:
         time.sleep(_POLL)
 
 
-def run_steps(tx: neo4j.ManagedTransaction, steps: list[Step]) -> None:
-    """Run statements in order, each to its end."""
-    for text, parameters, _ in steps:
-        tx.run(text, parameters).consume()
+def run_steps(tx: neo4j.ManagedTransaction, steps: Iterable[Step]) -> None:
+    """Run statements in order, each to its end.
+
+    Raises
+    ------
+    StoreError
+        If one makes other than it must; the transaction is then undone.
+    """
+    for step in steps:
+        made = tx.run(step.text, step.parameters).consume().counters
+        if step.makes is None:
+            continue
+        nodes, relationships = step.makes
+        found = (made.nodes_created if nodes is not None else None, made.relationships_created)
+        if found != step.makes:
+            raise StoreError(
+                f"graph {step.parameters['graph_id']}: {found[0]} nodes and {found[1]} "
+                f"relationships arrived, expected {nodes} and {relationships}",
+                "Nothing of it is visible; write it again, and report this if it comes back",
+            )
 
 
 # The batches -----------------------------------------------------------------------------------
@@ -120,17 +190,21 @@ CREATE (g)-[:CONTAINS]->(n)
 CREATE (n)-[:INSTANCE_OF]->(f)
 """
 # Links name nodes by their place in one ordered list: faster than an index look-up for each end.
-# One list a column packs faster than one a row; a column that a graph does not have is null, and
-# an item of null is null, which stores nothing.
+# One list a column packs faster than one a row, and an item is found faster in a bound list than
+# in a parameter. A column that a graph does not have is null, and an item of null is null, which
+# stores nothing.
 _EDGES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node)
 WITH n ORDER BY n.ord
 WITH collect(n) AS ns
-UNWIND range(0, size($sources) - 1) AS i
-WITH ns[$sources[i]] AS a, ns[$targets[i]] AS b, i
-CREATE (a)-[:CONTRIBUTES {weight: $weight[i], share: $share[i], score: $score[i],
-                          share_full: $share_full[i], residual: $residual[i],
-                          attention: $attention[i]}]->(b)
+WITH ns, $sources AS sources, $targets AS targets, $weight AS weight, $share AS share,
+     $score AS score, $share_full AS share_full, $residual AS residual, $attention AS attention
+UNWIND range(0, size(sources) - 1) AS i
+WITH ns[sources[i]] AS a, ns[targets[i]] AS b, weight[i] AS weight, share[i] AS share,
+     score[i] AS score, share_full[i] AS share_full, residual[i] AS residual,
+     attention[i] AS attention
+CREATE (a)-[:CONTRIBUTES {weight: weight, share: share, score: score, share_full: share_full,
+                          residual: residual, attention: attention}]->(b)
 """
 _SUPERNODES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
@@ -143,25 +217,29 @@ CREATE (s)-[:GROUPS]->(n)
 """
 
 
-def _steps(rows: GraphRows) -> Iterator[Step]:
-    """Statements that write features, nodes, edges and supernodes, in order."""
-    graph_id = rows.graph.graph_id
+def _feature_steps(rows: GraphRows) -> list[Step]:
+    transcoder_id = rows.graph.transcoder_id
     features = rows.features[["feature_id", "layer", "index"]].to_numpy().tolist()
-    for batch in _batches(features):
-        parameters = {"rows": batch, "transcoder_id": rows.graph.transcoder_id}
-        yield _FEATURES, parameters, len(batch)
+    return [
+        Step(_FEATURES, {"rows": batch, "transcoder_id": transcoder_id}, len(batch))
+        for batch in _batches(features)
+    ]
+
+
+def _node_steps(rows: GraphRows) -> list[Step]:
+    graph_id = rows.graph.graph_id
     of_features = [
         [feature_id, node]
         for feature_id, node in zip(rows.graph.feature_ids, rows.nodes, strict=True)
         if feature_id is not None
     ]
     others = [node for node in rows.nodes if node["kind"] != "feature"]
-    for text, nodes in ((_FEATURE_NODES, of_features), (_NODES, others)):
+    steps = []
+    for text, nodes, links in ((_FEATURE_NODES, of_features, 2), (_NODES, others, 1)):
         for batch in _batches(nodes):
-            yield text, {"graph_id": graph_id, "rows": batch}, 2 * len(batch)
-    yield from _edge_steps(rows)
-    for batch in _batches(rows.supernodes):
-        yield _SUPERNODES, {"graph_id": graph_id, "rows": batch}, len(batch)
+            n = len(batch)
+            steps.append(Step(text, {"graph_id": graph_id, "rows": batch}, 2 * n, (n, links * n)))
+    return steps
 
 
 def _edge_steps(rows: GraphRows) -> Iterator[Step]:
@@ -174,7 +252,30 @@ def _edge_steps(rows: GraphRows) -> Iterator[Step]:
             for name, column in zip(EDGE_COLUMNS, columns, strict=True)
         }
         ends = {"sources": sources[part].tolist(), "targets": targets[part].tolist()}
-        yield _EDGES, {"graph_id": rows.graph.graph_id, **ends, **lists}, len(ends["sources"])
+        n = len(ends["sources"])
+        yield Step(_EDGES, {"graph_id": rows.graph.graph_id, **ends, **lists}, n, (0, n))
+
+
+def _supernode_steps(rows: GraphRows) -> list[Step]:
+    graph_id = rows.graph.graph_id
+    return [
+        Step(_SUPERNODES, {"graph_id": graph_id, "rows": batch}, len(batch))
+        for batch in _batches(rows.supernodes)
+    ]
+
+
+_PARTS: Final[tuple[Callable[[GraphRows], Iterable[Step]], ...]] = (
+    _feature_steps,
+    _node_steps,
+    _edge_steps,
+    _supernode_steps,
+)
+
+
+def _steps(rows: GraphRows) -> Iterator[Step]:
+    """Statements that write features, nodes, edges and supernodes, in order."""
+    for part in _PARTS:
+        yield from part(rows)
 
 
 def _batches(rows: Sequence[Any]) -> Iterator[list[Any]]:
@@ -187,11 +288,11 @@ def _grouped(steps: Iterator[Step]) -> Iterator[list[Step]]:
     group: list[Step] = []
     size = 0
     for step in steps:
-        if group and size + step[2] > _TRANSACTION_ROWS:
+        if group and size + step.rows > _TRANSACTION_ROWS:
             yield group
             group, size = [], 0
         group.append(step)
-        size += step[2]
+        size += step.rows
     if group:
         yield group
 
@@ -213,8 +314,9 @@ CREATE (g)-[:HAS_FEATURE {influence: r[1]}]->(f)
 _FEATURE_EDGES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})
 UNWIND $rows AS r
-MERGE (x:FeatureEdge {edge_id: r[0] + ' -> ' + r[1]})
-ON CREATE SET x.source = r[0], x.target = r[1], x.n_graphs = 1, x.sum_share = r[2],
+WITH g, r, $names[r[0]] AS s, $names[r[1]] AS t
+MERGE (x:FeatureEdge {edge_id: s + ' -> ' + t})
+ON CREATE SET x.source = s, x.target = t, x.n_graphs = 1, x.sum_share = r[2],
               x.sum_weight = r[3], x.graphs = [g.gno], x.shares = [r[2]], x.weights = [r[3]]
 ON MATCH SET x.n_graphs = x.n_graphs + 1, x.sum_share = x.sum_share + r[2],
              x.sum_weight = x.sum_weight + r[3], x.graphs = x.graphs + g.gno,
@@ -246,26 +348,13 @@ MATCH (g:Graph {graph_id: $graph_id})
 MERGE (p:PromptSet {name: $name})
 MERGE (p)-[:INCLUDES]->(g)
 """
-_COUNTS: Final = """
-MATCH (:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node)
-WITH count(n) AS nodes
-OPTIONAL MATCH (:Graph {graph_id: $graph_id})-[:CONTAINS]->(:Node)-[r:CONTRIBUTES]->(:Node)
-RETURN nodes, count(r) AS edges
-"""
 
 
-def _publish(tx: neo4j.ManagedTransaction, rows: GraphRows, prompt_set: str | None) -> None:
-    """Make a written graph count: number it, add it to the summaries, check that all arrived."""
+def _publish(tx: neo4j.ManagedTransaction, graph_id: str, steps: list[Step]) -> None:
+    """Make a written graph count: number it, add it to the summaries."""
     # Locks the vault; numbers are never used again.
-    tx.run(_NUMBER, vault=VAULT, graph_id=rows.graph.graph_id).consume()
-    run_steps(tx, _publication(rows, prompt_set))
-    found = tx.run(_COUNTS, graph_id=rows.graph.graph_id).single(strict=True)
-    expected = {"nodes": rows.graph.n_nodes, "edges": rows.graph.n_edges}
-    if dict(found) != expected:
-        raise StoreError(
-            f"graph {rows.graph.graph_id} arrived as {dict(found)}, expected {expected}",
-            "Nothing of it is visible; write it again, and report this if it comes back",
-        )
+    tx.run(_NUMBER, vault=VAULT, graph_id=graph_id).consume()
+    run_steps(tx, steps)
 
 
 def _publication(rows: GraphRows, prompt_set: str | None) -> list[Step]:
@@ -273,12 +362,12 @@ def _publication(rows: GraphRows, prompt_set: str | None) -> list[Step]:
     graph_id = rows.graph.graph_id
     steps = _summaries(rows)
     if rows.model is not None:
-        steps.append((_MODEL, {"graph_id": graph_id, "model": rows.model}, 1))
+        steps.append(Step(_MODEL, {"graph_id": graph_id, "model": rows.model}, 1))
     if rows.transcoder is not None:
-        steps.append((_TRANSCODER, {"graph_id": graph_id, "transcoder": rows.transcoder}, 1))
+        steps.append(Step(_TRANSCODER, {"graph_id": graph_id, "transcoder": rows.transcoder}, 1))
     now = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     properties = {"properties": rows.properties, "stored_at": now}
-    steps.append((_COMPLETE, {"graph_id": graph_id, **properties}, 1))
+    steps.append(Step(_COMPLETE, {"graph_id": graph_id, **properties}, 1))
     return steps + _additions(rows, prompt_set)
 
 
@@ -287,10 +376,16 @@ def _summaries(rows: GraphRows) -> list[Step]:
     graph_id = rows.graph.graph_id
     steps: list[Step] = []
     for batch in _batches(rows.features[["feature_id", "influence"]].to_numpy().tolist()):
-        steps.append((_HAS_FEATURE, {"graph_id": graph_id, "rows": batch}, len(batch)))
-    pair_rows = rows.feature_edges[["source", "target", "share", "weight"]].to_numpy().tolist()
-    for batch in _batches(pair_rows):
-        steps.append((_FEATURE_EDGES, {"graph_id": graph_id, "rows": batch}, len(batch)))
+        n = len(batch)
+        steps.append(Step(_HAS_FEATURE, {"graph_id": graph_id, "rows": batch}, n, (0, n)))
+    pairs = rows.feature_edges
+    codes, names = pd.factorize(np.concatenate([pairs["source"], pairs["target"]]))
+    columns = [column.tolist() for column in np.split(codes, 2)]
+    columns += [pairs[name].tolist() for name in ("share", "weight")]
+    for batch in _batches(list(zip(*columns, strict=True))):
+        n = len(batch)
+        given = {"graph_id": graph_id, "rows": batch, "names": list(names)}
+        steps.append(Step(_FEATURE_EDGES, given, n, (None, n)))
     return steps
 
 
@@ -307,7 +402,7 @@ def _additions(rows: GraphRows, prompt_set: str | None) -> list[Step]:
     labels = [row for row in labelled.to_numpy().tolist() if row[1]]
     for batch in _batches(labels):
         source = f"file: {graph.slug or graph.graph_id}"
-        steps.append((_LABELS, {"rows": batch, "label_source": source}, len(batch)))
+        steps.append(Step(_LABELS, {"rows": batch, "label_source": source}, len(batch)))
     if prompt_set is not None:
-        steps.append((_INCLUDE, {"name": prompt_set, "graph_id": graph.graph_id}, 1))
+        steps.append(Step(_INCLUDE, {"name": prompt_set, "graph_id": graph.graph_id}, 1))
     return steps

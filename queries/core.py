@@ -7,13 +7,14 @@ every edge, so a sum over nodes or edges tells each figure exactly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pandas as pd
 
 from queries.asking import ask, choose, choose_one_or_set, table
-from queries.library import describe
+from queries.library import Query, describe
 from tracer.errors import QueryError, ScoreError
 
 if TYPE_CHECKING:
@@ -103,32 +104,24 @@ def scores(
     """
     query = describe("scores")
     given = query.check({"graphs": graphs, "prompt_set": prompt_set, "rule": rule})
-    chosen = choose_one_or_set(store, "scores", given["graphs"], prompt_set)
-    found = _in_order(ask(store, query, "recorded", graph_ids=chosen.ids), chosen.ids)
-    found = found.astype({f"{name}_full": "float64" for name in _FIGURES})
-    full_known = found["lost_full"].notna()
-    if rule is None:
-        found["rule"] = ["full" if known else "as_stored" for known in full_known]
-    else:
-        found["rule"] = rule
-    for name in _FIGURES:
-        found[name] = found[f"{name}_{'full' if rule in (None, 'as_stored') else rule}"]
+    rows = _recorded(store, query, given["graphs"], prompt_set)
+    for row in rows:
+        row["rule"] = rule or ("as_stored" if row["lost_full"] is None else "full")
+        recorded = "full" if row["rule"] == "as_stored" else row["rule"]
+        row |= {name: row[f"{name}_{recorded}"] for name in _FIGURES}
 
-    stored = (found["rule"] == "as_stored").to_numpy()
-    if stored.any():
-        ids = found.loc[stored, "graph_id"].tolist()
-        computed = _as_stored(store, ids)
-        for name in _FIGURES:
-            found.loc[stored, name] = computed[name].to_numpy()
+    stored = [row for row in rows if row["rule"] == "as_stored"]
+    if stored:
+        _add_as_stored(store, query, stored)
     elif rule is not None:
-        unknown = found.loc[found[f"lost_{rule}"].isna(), "graph_id"].tolist()
-        if unknown and (graphs is not None or len(unknown) == len(found)):
+        unknown = [row["graph_id"] for row in rows if row[f"lost_{rule}"] is None]
+        if unknown and (graphs is not None or len(unknown) == len(rows)):
             raise ScoreError(
                 f"graph {unknown[0]} does not tell its scores under rule {rule!r}: it was stored "
                 "without the nodes and edges that pruning had removed, and was not pruned here",
                 "Use rule as_stored, or prune the unpruned graph with tracer.prune and store that",
             )
-    return table("scores", found)
+    return table("scores", pd.DataFrame(rows, columns=query.columns, dtype=object))
 
 
 def path_lengths(
@@ -351,17 +344,50 @@ def _in_order(found: pd.DataFrame, ids: list[str]) -> pd.DataFrame:
     return found.loc[order].reset_index(drop=True)
 
 
-def _as_stored(store: Store, ids: list[str]) -> pd.DataFrame:
-    """Scores of the stored edges, a row a graph in the order of the ids.
+def _recorded(
+    store: Store, query: Query, names: Sequence[str] | None, prompt_set: str | None
+) -> list[dict[str, Any]]:
+    """Ask what the records of graphs tell, in the order of the graphs."""
+    if names is not None and prompt_set is None:
+        # Mostly they are ids: then there is no need to look for a graph by its name.
+        rows = _by_graph(ask(store, query, "recorded", graph_ids=list(names)))
+        if all(name in rows for name in names):
+            return [rows[name] for name in dict.fromkeys(names)]
+    chosen = choose_one_or_set(store, "scores", names, prompt_set)
+    rows = _by_graph(ask(store, query, "recorded", graph_ids=chosen.ids))
+    return [rows[graph_id] for graph_id in chosen.ids if graph_id in rows]
+
+
+def _add_as_stored(store: Store, query: Query, rows: list[dict[str, Any]]) -> None:
+    """Give rows the scores of their graphs' stored edges.
 
     Two statements: in one, the engines go over the nodes once more for every error edge.
     """
-    query = describe("scores")
-    sums = ask(store, query, "as_stored", graph_ids=ids).set_index("graph_id").astype("float64")
-    errors = ask(store, query, "unexplained", graph_ids=ids).set_index("graph_id").astype("float64")
-    unexplained = errors["unexplained"].reindex(sums.index).fillna(0.0)
-    through = sums["through"].where(sums["through"] > 0)
-    return sums.assign(completeness=1.0 - unexplained / through).reindex(ids)
+    ids = [row["graph_id"] for row in rows]
+    sums = _by_graph(ask(store, query, "as_stored", graph_ids=ids))
+    errors = _by_graph(ask(store, query, "unexplained", graph_ids=ids))
+    for row in rows:
+        row |= dict.fromkeys(_FIGURES)
+        found = sums.get(row["graph_id"])
+        if found is not None:
+            row |= {name: found[name] for name in _FIGURES if name in found}
+            unexplained = errors.get(row["graph_id"], {}).get("unexplained") or 0.0
+            if found["through"] > 0:
+                row["completeness"] = 1.0 - unexplained / found["through"]
+
+
+def _by_graph(answer: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Rows by their graph; an unknown figure is None."""
+    columns = [str(name) for name in answer.columns]
+    values = zip(*(answer[name].astype(object).tolist() for name in columns), strict=True)
+    rows: Iterator[dict[str, Any]] = (
+        {
+            name: None if isinstance(value, float) and math.isnan(value) else value
+            for name, value in zip(columns, row, strict=True)
+        }
+        for row in values
+    )
+    return {row["graph_id"]: row for row in rows}
 
 
 def _influence_by(name: str, store: Store, graph_id: str) -> pd.DataFrame:

@@ -104,7 +104,10 @@ def recurring_edges(
     query.check({"prompt_set": prompt_set, "min_graphs": min_graphs, "min_share": min_share})
     chosen = choose(store, prompt_set=prompt_set)
     least = chosen.at_least("recurring_edges", min_graphs, min_share)
-    found = unpacked(ask(store, query, flags=chosen.flags, least=least))
+    if prompt_set is None:  # every graph of the store counts, so the sums over all of them do
+        found = unpacked(ask(store, query, "store", least=least))
+    else:
+        found = unpacked(ask(store, query, "set", flags=chosen.flags, least=least))
     found["share"] = found["graphs"] / max(len(chosen.ids), 1)
     order = found.sort_values(
         ["graphs", "mean_share", "source", "target"], ascending=[False, False, True, True]

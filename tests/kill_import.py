@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import graphstore
+from graphstore import writing
 from graphstore.connection import open_connection
 from tracer import AttributionGraph
 
@@ -57,9 +58,11 @@ def work(target: str, count: int, seed: int) -> None:
     with graphstore.connect(target) as store:
         stored = set(store.graphs()["graph_id"])
         print("open", flush=True)
-        for graph in graphs:
+        for number, graph in enumerate(graphs):
             if graph.graph_id in stored:
                 continue
+            # By turns as small graphs are written, in one transaction, and as large ones, in many.
+            writing._AT_ONCE_ROWS = 20_000 * (number % 2)  # type: ignore[misc]
             store.write(graph, "kill")
             print(graph.graph_id, flush=True)
 
@@ -140,7 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--uri", help="a server; credentials from NEO4J_USERNAME, NEO4J_PASSWORD")
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--graphs", type=int, default=40)
+    parser.add_argument("--graphs", type=int, default=100)  # more than are written by 20 kills
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -8,6 +8,7 @@ target; edges.py does the opposite and everything at once. Float64: 1e-9 of the 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 import torch
 import transformers
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import tracer
 from tracer.attribution import tracing
@@ -555,3 +556,26 @@ def test_a_gpu_gives_the_same_edges(small, tmp_path):
     model.module.to("cuda")
     transcoder = tracer.load_transcoder(str(tmp_path), dtype=torch.float64, device="cuda")
     assert close(tracer.trace(model, transcoder, IDS).adjacency, exact.adjacency.toarray())
+
+
+def test_other_weights_under_the_same_name_make_another_graph(data, tmp_path):
+    # Two steps of one training run have one name; a resumed run must not take one for the other.
+    there = tmp_path / "gpt2"
+    shutil.copytree(data / "golden/models/gpt2", there)
+    weights = load_file(there / "model.safetensors")
+    name = next(name for name in weights if name.endswith("wte.weight"))
+    weights[name] = weights[name] * 1.01
+    save_file(weights, there / "model.safetensors", {"format": "pt"})
+    transcoder = tracer.load_transcoder(str(data / "golden/transcoders/gpt2_clt_residmid"))
+    ids = {
+        tracer.trace_identity(tracer.load_model(folder), transcoder, [1, 5], tracer.TraceSettings())
+        for folder in (data / "golden/models/gpt2", there)
+    }
+    assert len(ids) == 2
+
+
+def test_what_is_told_of_a_prompt_stays_with_its_graph(small):
+    plain = tracer.trace(*small, IDS)
+    told = tracer.trace(*small, IDS, source={"metadata": {"family": "capitals"}})
+    assert told.source == {"format": "traced", "metadata": {"family": "capitals"}}
+    assert told.graph_id == plain.graph_id

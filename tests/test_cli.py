@@ -192,6 +192,20 @@ def test_wrong_usage(words, says):
     assert says in " ".join(done.err.split())
 
 
+@pytest.mark.parametrize("command", ["graphs", "scores", "sets"])
+def test_shared_options_stand_before_the_command_too(full, command):
+    after = run(command, "--format", "json", store=full)
+    assert after.records
+    before = run("--store", full, "--format", "json", command)
+    assert (before.status, before.out) == (0, after.out)
+    # What stands after the command wins.
+    both = run("--format", "csv", "--store", "nowhere.db", command, "--format", "json", store=full)
+    assert both.out == after.out
+    assert not Path("nowhere.db").exists()
+    assert "--store or --uri, not both" in run("--store", "a", command, "--uri", "bolt://b").err
+    assert "bolt://127.0.0.1:1" in error_of(run("--uri", "bolt://127.0.0.1:1", command))
+
+
 def test_password_is_never_an_option_and_must_come_from_somewhere(monkeypatch):
     done = run("graphs", "--uri", "bolt://127.0.0.1:1", "--user", "ada")
     assert done.status == 2
@@ -244,6 +258,24 @@ def test_bad_files_are_named_and_skipped(files, tmp_path):
     assert [record["status"] for record in records].count("failed") == 5
     assert all(record["error"] for record in records if record["status"] == "failed")
     assert len(run("graphs", "--format", "json", store=tmp_path / "new.db").records) == 2
+
+
+def test_errors_name_the_path_as_it_was_given(files, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "night.json").write_text("{}")
+    (tmp_path / "two" / "graph.circuit").write_bytes(files["alpha"].read_bytes()[:900])
+    words = ["one/night.json", tmp_path / "two" / "night.json", "two/graph.circuit", "two/no.pt"]
+    done = run("import", *words, store=tmp_path / "new.db")
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    for word, line in zip(words, errors, strict=True):
+        assert line.startswith(f"error: {word}: ")
+        assert line.count(str(word)) == 1
+    assert 'has no "metadata" and no "nodes" and no "links"' in errors[0]
+    store = tmp_path / "filled.db"
+    assert run("import", files["alpha"], store=store).status == 0
+    there = error_of(run("export", "alpha", "none/a.json", store=store))
+    assert there.startswith("error: none/a.json: ")
 
 
 def test_import_prunes(golden, tmp_path):
@@ -309,6 +341,7 @@ def test_show_in_the_terminal(full, graphs):
     assert f"{full_score.replacement:.3f}" in done.out
     one = run("show", "alpha", "--nodes", "1", "--edges", "0", store=full).out
     assert "strongest edges" not in one
+    assert "strongest nodes, all kinds" in one
 
 
 def test_show_as_records(full, graphs):
@@ -369,6 +402,9 @@ def test_queries_are_listed_and_explained(full):
     (record,) = run("queries", "recurring_features", "--format", "json").records
     assert "MATCH" in record["text"]
     assert 'Did you mean "recurring_features"?' in error_of(run("queries", "recuring_features"))
+    lines = run("queries").out.splitlines()
+    assert max(map(len, lines)) <= 100  # purposes are prose, and fold in a pipe too
+    assert [line.split()[0] for line in lines[1:] if line[0] != " "] == list(queries.names())
 
 
 def test_query_takes_names_of_graphs(full, graphs):
@@ -388,8 +424,10 @@ def test_query_runs_with_typed_parameters(full):
         expected = queries.run(store, "recurring_features", prompt_set="golden", min_graphs=2)
     assert [r["feature_id"] for r in records] == expected["feature_id"].tolist()
     table = run("query", *words, "--limit", "2", store=full)
-    assert len(table.out.splitlines()) == 3
-    assert "more rows" in table.err
+    lines = table.out.splitlines()
+    assert len(lines) == 4
+    assert lines[-1].startswith(f"… {len(records) - 2:,} more rows")  # beside its table
+    assert table.err == ""
 
 
 @pytest.mark.parametrize(
@@ -482,10 +520,17 @@ def test_label_with_bad_files(full, tmp_path, content, says):
     assert says in error_of(run("label", "labels.csv", store=full))
 
 
-def test_delete_takes_all_or_nothing(copy):
-    assert 'Did you mean "beta"?' in error_of(run("delete", "alpha", "btea", store=copy))
+def test_delete_takes_whole_ids_and_all_or_nothing(copy, graphs):
+    alpha, beta = graphs["alpha"].graph_id, graphs["beta"].graph_id
+    assert 'Did you mean "beta"?' in error_of(run("delete", alpha, "btea", "--yes", store=copy))
+    for name in ("beta", beta[:8]):
+        said = error_of(run("delete", alpha, name, "--yes", store=copy))
+        assert f"Name it as {beta}." in said
+    unasked = run("delete", alpha, store=copy)
+    assert (unasked.status, unasked.out) == (2, "")
+    assert "Add --yes" in unasked.err
     assert len(run("graphs", "--format", "json", store=copy).records) == 3
-    assert run("delete", "alpha", "beta", "alpha", store=copy).status == 0
+    assert run("delete", alpha, beta, alpha, "--yes", store=copy).status == 0
     left = run("graphs", "--format", "json", store=copy).records
     assert [graph["slug"] for graph in left] == ["gamma"]
     assert run("verify", store=copy).status == 0
@@ -630,6 +675,24 @@ def test_interrupted(files, copy, tmp_path):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "Traceback" not in err
+    assert run("verify", store=copy).status == 0
+
+
+def test_terminated(files, copy, tmp_path):
+    """SIGTERM ends an import in an orderly way: nothing crashes, and the store is whole."""
+    many = [shutil.copy(files["alpha"], tmp_path / f"{k}.circuit") for k in range(200)]
+    before = ("env", "--default-signal=TERM")
+    for delay in (0.0, 0.15, 0.4):
+        process = spawn("import", *many, "--store", copy, before=before)
+        process.stdout.readline()
+        time.sleep(delay)
+        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # as timeout(1) does
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 143, err
+        assert "Traceback" not in err
+        assert not (copy / "server.json").exists()  # the engine was stopped, not cut off
+    assert list(tmp_path.rglob("hs_err*")) == []
     assert run("verify", store=copy).status == 0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import textwrap
@@ -15,6 +17,7 @@ import neo4j
 import pytest
 
 import graphstore
+from graphstore.connection import translated
 from tracer import AttributionGraph, prune
 from tracer.errors import (
     CircuitError,
@@ -97,6 +100,78 @@ def test_linear_algebra_and_a_store_left_open_crash_nothing(tmp_path):
     assert (done.stdout, done.stderr, done.returncode) == ("done\n", "", 0)
     with graphstore.connect(tmp_path / "a.db") as store:
         assert store.verify().empty
+
+
+def test_a_second_sigterm_ends_what_swallowed_the_first(tmp_path):
+    done = run_python(
+        """
+        import signal, sys, graphstore.embedded
+        graphstore.embedded._GRACE = 0.0
+        with graphstore.connect(sys.argv[1]):
+            for _ in range(2):
+                try:
+                    signal.raise_signal(signal.SIGTERM)
+                except SystemExit:
+                    print("swallowed", flush=True)
+        """,
+        str(tmp_path / "a.db"),
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("swallowed\n", "", -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("failure", [neo4j.exceptions.ClientError("BEGIN"), IndexError("deque")])
+def test_an_interruption_is_not_lost_to_what_it_causes(ending, failure):
+    """The driver may fail to tidy up a session that was interrupted; that is not the news."""
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    def work() -> None:
+        with contextlib.ExitStack() as session:
+            session.callback(fail)
+            raise ending
+
+    with pytest.raises(ending), translated("a.db"):
+        work()
+    failure.__context__ = None
+    try:  # an error of its own, while an interruption is being handled
+        raise ending
+    except ending:
+        with pytest.raises((StoreError, IndexError)), translated("a.db"):
+            fail()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "status", "says"),
+    [
+        ("", 143, "closed\n"),
+        (
+            "signal.signal(signal.SIGTERM, lambda *_: print('mine', flush=True))",
+            0,
+            "mine\nclosed\n",
+        ),
+        ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", 0, "closed\n"),
+    ],
+    ids=["default", "the program's own", "ignored"],
+)
+def test_sigterm_is_the_programs_own_where_it_has_chosen(tmp_path, chosen, status, says):
+    done = run_python(
+        f"""
+        import os, signal, sys, graphstore
+        {chosen}
+        try:
+            with graphstore.connect(sys.argv[1]) as store:
+                store.rows("RETURN 1 AS one")
+                os.kill(os.getpid(), signal.SIGTERM)
+                store.rows("RETURN 1 AS one")
+        finally:
+            print("closed", flush=True)
+        """,
+        str(tmp_path / "a.db"),
+    )
+    assert (done.stdout, done.stderr, done.returncode) == (says, "", status)
+    assert list(tmp_path.rglob("hs_err*")) == []
 
 
 def test_connecting_twice_in_one_process_shares_the_engine(tmp_path, graph):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -211,6 +213,63 @@ def test_labels_from_a_table_keep_their_source(any_store, graphs):
     assert any_store.verify().empty
 
 
+@pytest.mark.parametrize("feature_id", ["t/007/1", "t/1/01", "t/٣/1", "t/1/²", "/1/2", "t/-1/2", 7])
+def test_a_feature_has_one_id_only(any_store, feature_id):
+    table = pd.DataFrame({"feature_id": ["t/1/2", feature_id], "label": ["a", "b"]})
+    with pytest.raises(StoreError, match=r"is no feature id.*without leading zeros"):
+        any_store.label(table, "s")
+    assert inventory(any_store) == {"Vault": 1}  # no label is stored then
+
+
+def test_labels_go_in_batches_that_lock_out_deletes(any_store, monkeypatch):
+    """Batches of bounded size, each under the vault's lock, tried again where a merge lost."""
+    from graphstore import grouping
+
+    monkeypatch.setattr(grouping, "LABEL_ROWS", 10)
+    transact, merging = any_store.transact, []
+
+    def watched(work, *, merges=False):
+        merging.append(merges)
+        return transact(work, merges=merges)
+
+    monkeypatch.setattr(any_store, "transact", watched)
+    claims = "MATCH (v:Vault) RETURN coalesce(v.claims, 0) AS n"
+    before = any_store.rows(claims)[0]["n"]
+    table = pd.DataFrame({"feature_id": [f"t/0/{k}" for k in range(25)], "label": ["x"] * 25})
+    assert any_store.label(table, "s") == 25
+    assert merging == [True] * 3
+    assert any_store.rows(claims)[0]["n"] == before + 3
+    assert inventory(any_store)["Feature"] == 25
+
+
+def test_two_that_label_the_same_features_at_once(any_target):
+    table = pd.DataFrame({"feature_id": [f"t/0/{k}" for k in range(2000)], "label": ["x"] * 2000})
+
+    def label(_: int) -> int:
+        with graphstore.connect(**any_target) as store:
+            return store.label(table, "s")
+
+    with ThreadPoolExecutor() as pool:
+        assert list(pool.map(label, range(4))) == [2000] * 4
+    with graphstore.connect(**any_target) as store:
+        assert inventory(store)["Feature"] == 2000
+        assert store.verify().empty
+
+
+def test_reading_takes_names_and_deleting_whole_ids(any_store, graphs):
+    graph = graphs[2].replace(slug="night")
+    any_store.write(graph)
+    key = graph.keys[int(np.flatnonzero(graph.is_feature)[0])]
+    for name in ("night", graph.graph_id[:8]):
+        assert any_store.read(name).graph_id == graph.graph_id
+        any_store.group(name, f"of {name}", [key])
+        with pytest.raises(NotFoundError, match=rf"whole ids only.*Name it as {graph.graph_id}"):
+            any_store.delete(name)
+    assert len(any_store.graphs()) == 1
+    any_store.delete(graph.graph_id)
+    assert any_store.graphs().empty
+
+
 def test_find_by_id_prefix_and_slug(any_store, graphs):
     for graph in graphs:
         any_store.write(graph.replace(slug=f"slug-{graph.graph_id[:3]}"))
@@ -267,8 +326,20 @@ def test_cypher_takes_parameters_and_returns_columns(any_store, graphs):
     assert found.to_dict("records") == [{"value": hostile, "list": [1, 2]}]
     with pytest.raises(QueryError, match="query: "):
         any_store.cypher("MATCH (n RETURN n")
+    names = {"write": 1, "text": 2, "parameters": 3, "self": 4, "name": 5}
+    text = "RETURN [$write, $text, $parameters, $self, $name, $more] AS x"
+    assert any_store.cypher(text, parameters=names, more=6)["x"].tolist() == [[1, 2, 3, 4, 5, 6]]
+    with pytest.raises(QueryError, match="'more' is given in parameters and as a keyword"):
+        any_store.cypher(text, parameters={**names, "more": 1}, more=6)
     any_store.cypher("CREATE (:PromptSet {name: $n})", write=True, n="made")
     assert "made" in any_store.sets()["name"].tolist()
+
+
+def test_cypher_without_rows(any_store):
+    """The embedded engine does not say what columns there would have been; Neo4j does."""
+    found = any_store.cypher("MATCH (g:Graph) RETURN g.slug AS slug")
+    assert len(found) == 0
+    assert list(found.columns) == (["slug"] if any_store.engine == "neo4j" else [])
 
 
 def test_unknown_names_suggest_the_nearest(any_store, graphs):
@@ -373,3 +444,13 @@ def test_repair_leaves_a_writer_that_is_alive(any_store, graphs):
         "heartbeat: timestamp()})"
     )
     assert set(any_store.verify(repair=True)["check"]) == {"incomplete"}
+
+
+def test_a_stored_graph_can_join_a_set(any_store, graphs):
+    any_store.write(graphs[0])
+    any_store.include(graphs[0].graph_id, "late")
+    any_store.include(graphs[0].graph_id, "late")
+    sets = any_store.sets().set_index("name")
+    assert sets.loc["late", "graphs"] == 1
+    with pytest.raises(NotFoundError, match="no graph"):
+        any_store.include("0" * 16, "late")

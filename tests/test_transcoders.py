@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from tracer.errors import FormatError, SettingError, TracingError
 from tracer.transcoders import hub, load_transcoder, transcoder
-from tracer.transcoders.tensors import open_tensors
+from tracer.tensors import open_tensors
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "transcoders"
 SETS = sorted(path.name for path in GOLDEN.iterdir())

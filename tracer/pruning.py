@@ -27,7 +27,7 @@ from tracer.graph import AttributionGraph, Rule, Scores, Supernode, graph_identi
 from tracer.influence import Flow, row_counts, select
 from tracer.scores import flow_scores, masked_scores, merged_scores
 
-__all__ = ["PRUNING_RULES", "PruningRule", "prune", "prune_masks"]
+__all__ = ["PRUNING_RULES", "PruningRule", "prune", "prune_masks", "pruned_identity"]
 
 PruningRule = Literal["circuit-tracer", "paper"]
 PRUNING_RULES: Final[tuple[PruningRule, ...]] = ("circuit-tracer", "paper")
@@ -159,6 +159,35 @@ def prune_masks(
     )
 
 
+def pruned_identity(
+    traced_id: str,
+    node_threshold: float = 0.8,
+    edge_threshold: float = 0.98,
+    rule: PruningRule = "circuit-tracer",
+) -> str:
+    """Id that :func:`prune` will give a traced graph, known before it is traced.
+
+    Parameters
+    ----------
+    traced_id
+        Id of the trace (:func:`tracer.trace_identity`), which says all that the graph is made of.
+    node_threshold, edge_threshold, rule
+        As for :func:`prune`.
+
+    Raises
+    ------
+    SettingError
+        If a threshold is outside [0, 1] or `rule` is unknown.
+
+    Examples
+    --------
+    >>> pruned_identity("1e6d26a446fddd23")
+    'a211de006fdb8cb9'
+    """
+    _check_settings(node_threshold, edge_threshold, rule)
+    return _identity_of_pruned(traced_id, _settings(node_threshold, edge_threshold, rule))
+
+
 class _Masks(NamedTuple):
     nodes: Mask  # (n,)
     edges: Mask  # (nnz,), over the stored entries of the adjacency matrix
@@ -272,13 +301,30 @@ def _kept(
         scores=scores,
         unpruned=False,
         parent_id=graph.graph_id,
-        graph_id=graph_identity(
-            model_id=graph.model_id,
-            transcoder_id=graph.transcoder_id,
-            tokens=graph.token_ids if graph.token_ids is not None else graph.tokens,
-            targets=graph.nodes.loc[graph.is_logit, "index"].tolist(),
-            settings={**settings, "parent": graph.graph_id},
-        ),
+        graph_id=_identity(graph, settings),
+    )
+
+
+def _identity(graph: AttributionGraph, settings: dict[str, Any]) -> str:
+    """Id of what is pruned from a graph: from what it is made of, known beforehand for a trace."""
+    if graph.source.get("format") == "traced":
+        return _identity_of_pruned(graph.graph_id, settings["pruning"])
+    return graph_identity(
+        model_id=graph.model_id,
+        transcoder_id=graph.transcoder_id,
+        tokens=graph.token_ids if graph.token_ids is not None else graph.tokens,
+        targets=graph.nodes.loc[graph.is_logit, "index"].tolist(),
+        settings={**settings, "parent": graph.graph_id},
+    )
+
+
+def _identity_of_pruned(parent_id: str, pruning: dict[str, Any]) -> str:
+    return graph_identity(
+        model_id=None,
+        transcoder_id=None,
+        tokens=(),
+        targets=None,
+        settings={"parent": parent_id, "pruning": pruning},
     )
 
 

@@ -58,7 +58,7 @@ def read_circuit(path: Path, limits: Limits) -> AttributionGraph:
     FormatError
         If it is damaged, too large, of an unknown version, or breaks a rule of a graph.
     """
-    name = path.name
+    name = str(path)
     with open_zip(path, limits) as archive:
         header = load_header(read_member(archive, HEADER, name), name, limits)
         n = field(header, "n_nodes", "whole", f"{name}: header")
@@ -174,7 +174,7 @@ def write_circuit(graph: AttributionGraph, path: Path) -> None:
             "columns": list(graph.nodes.columns),
             "matrices": list(matrices),
         },
-        path.name,
+        str(path),
     )
     with atomic_file(path) as file, zipfile.ZipFile(file, "w") as archive:
         _put(archive, HEADER, header.encode())

@@ -65,7 +65,7 @@ def write_graphml(graph: AttributionGraph, path: Path) -> None:
         "texts": texts,
     }
     made: nx.DiGraph[str] = nx.DiGraph(
-        circuitbase=dump_header(header, path.name), **_readable(graph)
+        circuitbase=dump_header(header, str(path)), **_readable(graph)
     )
     keys = graph.keys
     for key, row in zip(keys, graph.nodes.to_dict("records"), strict=True):
@@ -138,7 +138,7 @@ def read_graphml(path: Path, limits: Limits) -> AttributionGraph:
     """
     import networkx as nx
 
-    name = path.name
+    name = str(path)
     data = read_bytes(path, limits)
     _Checker(name, limits).check(data)
     try:

@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import csr_array
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
 
 from graphstore.formats.common import Limits, field, parse_json, read_bytes, shown
 from graphstore.formats.identity import DEPTHS, Identity, cantor, identify, uncantor
@@ -27,6 +29,8 @@ from tracer.errors import CircuitWarning, FormatError, GraphError
 from tracer.graph import AttributionGraph, Supernode
 
 __all__ = ["FEATURE_TYPES", "logit_token", "read_json", "source_facts"]
+
+Rows = NDArray[np.int64]
 
 FEATURE_TYPES: Final[Mapping[str, str]] = {
     "cross layer transcoder": "feature",  # per-layer transcoders are called so too
@@ -74,7 +78,7 @@ def read_json(
     FormatError
         Naming the file, the field and the remedy.
     """
-    name = path.name
+    name = str(path)
     content = parse_json(read_bytes(path, limits), name, limits)
     if not isinstance(content, dict):
         raise FormatError(
@@ -82,8 +86,13 @@ def read_json(
             "Check that it is an attribution graph",
         )
     where = f"{name}: "
-    metadata = field(content, "metadata", "object", f"{where}file")
-    parameters = field(content, "qParams", "object", f"{where}file", {})
+    if absent := [part for part in ("metadata", "nodes", "links") if part not in content]:
+        raise FormatError(
+            f"{name}: has no {' and no '.join(map(shown, absent))}",
+            "Check that it is an attribution graph: such a file holds metadata, nodes and links",
+        )
+    metadata = field(content, "metadata", "object", where)
+    parameters = field(content, "qParams", "object", where, {})
     tokens = field(metadata, "prompt_tokens", "list", f"{where}metadata")
     for place, token in enumerate(tokens):
         if not isinstance(token, str):
@@ -93,11 +102,12 @@ def read_json(
             )
     own = _own_record(metadata)
     identity = identify(metadata, name, transcoder=transcoder, model=model)
-    nodes = _read_nodes(field(content, "nodes", "list", f"{where}file"), name)
+    nodes = _read_nodes(field(content, "nodes", "list", where), name)
     logit_layer = _settle_logits(nodes, own, identity, metadata, name)
-    adjacency = _read_links(
-        field(content, "links", "list", f"{where}file"), nodes, name, drop_dangling
-    )
+    records = field(content, "links", "list", where)
+    links = _link_columns(records, name)
+    records.clear()  # most of the memory that reading takes
+    adjacency = _read_links(*links, nodes, name, drop_dangling)
     references = _References(nodes, name)
     pinned, supernodes = references.read(parameters)
     source = {
@@ -384,37 +394,43 @@ def logit_token(label: str | None) -> str | None:
 # Links -----------------------------------------------------------------------------------------
 
 
-def _read_links(records: list[Any], nodes: _Nodes, name: str, drop_dangling: bool) -> csr_array:
+def _read_links(
+    starts: list[str],
+    ends: list[str],
+    values: list[float],
+    nodes: _Nodes,
+    name: str,
+    drop_dangling: bool,
+) -> csr_array:
     """Make the matrix of a file's links; links of weight 0 are no edges."""
     rows, errors = _rows_by_id(nodes, name)
-    starts, ends, values = _link_columns(records, name)
-    targets, sources, weights, places = [], [], [], []
-    dangling = []
-    for place, (start, end, weight) in enumerate(zip(starts, ends, values, strict=True)):
-        source, target = rows.get(start), rows.get(end)
-        if source is None or target is None:
-            dangling.append((place, start if source is None else end))
-        elif weight:
-            targets.append(target)
-            sources.append(source)
-            weights.append(weight)
-            places.append(place)
-    if dangling:
-        _report_dangling(dangling, records, name, drop_dangling)
+    sources, targets = (
+        np.fromiter(map(rows.get, named, repeat(-1)), dtype=np.int64, count=len(named))
+        for named in (starts, ends)
+    )
+    weights = np.array(values, dtype=np.float64)
+    dangling = np.flatnonzero((sources < 0) | (targets < 0))
+    if len(dangling):
+        place = int(dangling[0])
+        end = ("starts", starts[place]) if sources[place] < 0 else ("ends", ends[place])
+        _report_dangling(place, *end, len(dangling), len(starts), name, drop_dangling)
+    places = np.flatnonzero((sources >= 0) & (targets >= 0) & (weights != 0))
+    sources, targets, weights = sources[places], targets[places], weights[places]
     if errors:
         _resolve_collisions(targets, sources, errors, nodes, name)
     n = len(nodes.id)
-    pairs = np.array(targets, dtype=np.int64) * n + np.array(sources, dtype=np.int64)
-    unique, first = np.unique(pairs, return_index=True)
-    if len(unique) < len(pairs):
-        extra = int(np.setdiff1d(np.arange(len(pairs)), first)[0])
+    pairs = targets * n + sources
+    order = np.argsort(pairs, kind="stable")
+    again = order[1:][np.diff(pairs[order]) == 0]
+    if len(again):
+        extra = int(again.min())
         earlier = places[int(np.flatnonzero(pairs == pairs[extra])[0])]
         raise FormatError(
             f"{name}: links[{places[extra]}] repeats links[{earlier}], from "
             f"{shown(nodes.id[sources[extra]])} to {shown(nodes.id[targets[extra]])}",
             "Which weight is meant cannot be told: export the graph again",
         )
-    return csr_array((weights, (targets, sources)), shape=(n, n), dtype=np.float64)
+    return csr_array(coo_array((weights, (targets, sources)), shape=(n, n)))
 
 
 def _link_columns(records: list[Any], name: str) -> tuple[list[str], list[str], list[float]]:
@@ -460,7 +476,7 @@ def _rows_by_id(nodes: _Nodes, name: str) -> tuple[dict[str, int], dict[int, int
 
 
 def _resolve_collisions(
-    targets: list[int], sources: list[int], errors: Mapping[int, int], nodes: _Nodes, name: str
+    targets: Rows, sources: Rows, errors: Mapping[int, int], nodes: _Nodes, name: str
 ) -> None:
     """Find out, where one id is a feature's and an error's, which of the two a link comes from.
 
@@ -470,20 +486,22 @@ def _resolve_collisions(
     """
     n = len(nodes.id)
     open_ = [
-        link
-        for link, (target, source) in enumerate(zip(targets, sources, strict=True))
-        if source in errors and nodes.layer[target] > nodes.layer[errors[source]]
+        int(link)
+        for link in np.flatnonzero(np.isin(sources, list(errors)))
+        if nodes.layer[targets[link]] > nodes.layer[errors[int(sources[link])]]
     ]
-    keys = np.array(targets, dtype=np.int64) * n + np.array(sources, dtype=np.int64)
+    keys = targets * n + sources
     pairs = keys.copy()
     certain = np.ones(len(keys), dtype=bool)
     certain[open_] = False
     ordered = bool((np.diff(keys[certain]) > 0).all())
     following = np.append(keys, [np.iinfo(np.int64).max] * 2)  # each link's key at its highest
     for link in open_:
-        following[link] = targets[link] * n + max(sources[link], errors[sources[link]])
+        feature = int(sources[link])
+        following[link] = targets[link] * n + max(feature, errors[feature])
     for link in open_:
-        feature, error = sources[link], errors[sources[link]]
+        feature = int(sources[link])
+        error = errors[feature]
         before = keys[link - 1] if link else -1
         twin = link + 1 < len(keys) and pairs[link + 1] == pairs[link]
         after = following[link + 2] if twin else following[link + 1]
@@ -501,18 +519,16 @@ def _resolve_collisions(
 
 
 def _report_dangling(
-    dangling: Sequence[tuple[int, str]], records: Sequence[Any], name: str, drop: bool
+    place: int, end: str, missing: str, dangling: int, links: int, name: str, drop: bool
 ) -> None:
-    place, missing = dangling[0]
-    end = "starts" if records[place]["source"] == missing else "ends"
     if not drop:
         raise FormatError(
             f"{name}: link {place:,} {end} at node {shown(missing)}, which the file does not list "
-            f"({len(dangling):,} of {len(records):,} links are so)",
+            f"({dangling:,} of {links:,} links are so)",
             "Export the graph again, or import it with --drop-dangling (drop_dangling=True)",
         )
     warnings.warn(
-        f"{name}: dropped {len(dangling):,} of {len(records):,} links, which name nodes that the "
+        f"{name}: dropped {dangling:,} of {links:,} links, which name nodes that the "
         f"file does not list, such as {shown(missing)}.",
         CircuitWarning,
         stacklevel=2,

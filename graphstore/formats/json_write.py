@@ -43,7 +43,7 @@ def write_json(graph: AttributionGraph, path: Path) -> None:
         data = orjson.dumps(graph_to_json(graph), option=orjson.OPT_INDENT_2)
     except TypeError as error:  # orjson's errors are such: half a surrogate pair, a strange object
         raise FormatError(
-            f"{path.name}: graph {graph.graph_id} holds what JSON cannot ({error})",
+            f"{path}: graph {graph.graph_id} holds what JSON cannot ({error})",
             "Write it as .circuit",
         ) from error
     with atomic_file(path) as file:

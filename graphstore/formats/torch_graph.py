@@ -62,7 +62,7 @@ def read_torch(
     FormatError
         If its pickle asks for anything but data, or the fields do not fit one another.
     """
-    name = path.name
+    name = str(path)
     with open_zip(path, limits) as archive:
         fields = _fields(archive, name, limits)
         tensors = _Tensors(archive, name)

@@ -7,7 +7,14 @@
 // filled      flags: of every graph, by gno, whether it counts · least: the number of graphs that
 //             $min_graphs or $min_share mean
 // columns     source, target, graphs, share, mean_weight, mean_share
-// cost        one pass over the pairs of features of the store
+// cost        one pass over the pairs of features of the store; for a set, over the lists of those
+//             that enough graphs of the store have
+// statement store
+MATCH (x:FeatureEdge) WHERE x.n_graphs >= $least
+RETURN collect(x.source) AS source, collect(x.target) AS target, collect(x.n_graphs) AS graphs,
+       collect(x.sum_weight / x.n_graphs) AS mean_weight,
+       collect(x.sum_share / x.n_graphs) AS mean_share
+// statement set
 MATCH (x:FeatureEdge) WHERE x.n_graphs >= $least
 WITH x.source AS source, x.target AS target, x.graphs AS gnos, x.shares AS shares,
      x.weights AS weights

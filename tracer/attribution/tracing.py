@@ -5,10 +5,10 @@ Source: Circuit Tracing (2025), "Constructing an attribution graph"; spec, secti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,18 +22,10 @@ from tracer.attribution.targets import Outputs, Target, describe_targets, find_o
 from tracer.errors import SettingError, TracingError, nearest
 from tracer.graph import JSON, AttributionGraph, graph_identity
 from tracer.models import Model
+from tracer.models.proof import tolerance
 from tracer.transcoders import Transcoder
 
-__all__ = ["TraceSettings", "local_model", "trace", "trace_identity"]
-
-# How far a row's sum and constants may be from the pre-activation, as a share of Σ|terms|: rounding
-# of the model's own residual stream dominates, so it follows the dtype that the model ran in.
-TOLERANCES: Final = {
-    torch.float64: 1e-9,
-    torch.float32: 1e-4,
-    torch.float16: 2e-2,
-    torch.bfloat16: 1e-1,
-}
+__all__ = ["TraceSettings", "local_model", "ran_out_of_memory", "trace", "trace_identity"]
 
 
 @dataclass(frozen=True)
@@ -104,6 +96,7 @@ def trace(
     *,
     settings: TraceSettings | None = None,
     slug: str = "",
+    source: Mapping[str, JSON] | None = None,
     progress: Progress | None = None,
     **changes: Any,
 ) -> AttributionGraph:
@@ -119,6 +112,8 @@ def trace(
         See :class:`TraceSettings`; its fields can also be given as keywords.
     slug
         A name for people.
+    source
+        What else to keep with the graph in its ``source``, such as the prompt's metadata.
     progress
         Called with (rows done, rows in all).
 
@@ -147,11 +142,15 @@ def trace(
     described = describe_targets(settings.targets, model)
     try:
         with torch.no_grad():
-            return _trace(model, transcoder, prompt, ids, described, settings, slug, progress)
-    except (torch.OutOfMemoryError, MemoryError) as problem:
+            return _trace(
+                model, transcoder, prompt, ids, described, settings, slug, source, progress
+            )
+    except (MemoryError, RuntimeError) as problem:
+        if not ran_out_of_memory(problem):
+            raise
         raise TracingError(
             f"memory ran out on a prompt of {len(ids)} tokens",
-            "Lower max_features or memory, shorten the prompt, or load the transcoder lazily",
+            "Lower max_features or memory, shorten the prompt, or leave the transcoder on disk",
         ) from problem
 
 
@@ -181,6 +180,14 @@ def local_model(
     return LocalModel(frozen, transcoder, _zero_first(model, zero_first))
 
 
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error of torch or Python means that memory ran out."""
+    # On the CPU, torch has no type for it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )
+
+
 def _trace(
     model: Model,
     transcoder: Transcoder,
@@ -189,6 +196,7 @@ def _trace(
     described: JSON,
     settings: TraceSettings,
     slug: str,
+    source: Mapping[str, JSON] | None,
     progress: Progress | None,
 ) -> AttributionGraph:
     local = local_model(model, transcoder, ids, settings.zero_first)
@@ -231,7 +239,11 @@ def _trace(
         unpruned=True,
         residual=residual,
         attention=None if residual is None else csr_array(adjacency - residual),
-        source={"format": "traced", **({"merged": merged} if merged else {})},
+        source={
+            "format": "traced",
+            **({"merged": merged} if merged else {}),
+            **(source or {}),
+        },
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         graph_id=trace_identity(model, transcoder, ids, settings),
     )
@@ -249,6 +261,7 @@ def _recorded(
         "targets": described,
         "zero_first": _zero_first(model, settings.zero_first),
         "max_features": settings.max_features,
+        "model_fingerprint": model.info.get("fingerprint"),
         "model_dtype": str(model.dtype).removeprefix("torch."),
     }
     if described is None:
@@ -354,13 +367,14 @@ def _check_rows(
         scale = scale + nodes[f"bias_{part}"].abs().to_numpy()[reading]
     off = np.abs(account + nodes["bias"].to_numpy()[reading] - wanted) / np.maximum(scale, 1e-30)
     worst = int(np.argmax(off))
-    tolerance = TOLERANCES.get(model.dtype, 1e-4)
-    if not off[worst] <= tolerance:
+    # The model's own residual stream is rounded at every layer, so its dtype sets what can hold.
+    allowed = tolerance(model.dtype, local.frozen.embeddings.dtype, whole=True)
+    if not off[worst] <= allowed:
         node = nodes.iloc[reading[worst]]
         raise TracingError(
             f"the {node['kind']} at layer {node['layer']}, position {node['position']}, index "
             f"{node['index']} is not explained by its inputs: {off[worst]:.2g} of it is missing, "
-            f"{tolerance:g} is allowed in {str(model.dtype).removeprefix('torch.')}",
+            f"{allowed:g} is allowed in {str(model.dtype).removeprefix('torch.')}",
             "Is the transcoder's read hook right? If it is, the freeze of this model family does "
             "not hold here: report it, and do not use the graph (check=False traces it anyway)",
         )

@@ -7,7 +7,14 @@ linear model that :mod:`tracer.attribution` walks. ``docs/models.md`` describes 
 from __future__ import annotations
 
 from tracer.models.frozen import FrozenAttention, FrozenModel, FrozenNorm
-from tracer.models.loading import load_model
+from tracer.models.loading import load_model, outline_model
 from tracer.models.model import Model
 
-__all__ = ["FrozenAttention", "FrozenModel", "FrozenNorm", "Model", "load_model"]
+__all__ = [
+    "FrozenAttention",
+    "FrozenModel",
+    "FrozenNorm",
+    "Model",
+    "load_model",
+    "outline_model",
+]

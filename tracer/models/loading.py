@@ -26,8 +26,9 @@ from tracer.errors import FormatError, SettingError, TracingError
 from tracer.models.families import family_of
 from tracer.models.model import Model
 from tracer.models.proof import TOLERANCES
+from tracer.tensors import fingerprint_of, open_tensors
 
-__all__ = ["load_model"]
+__all__ = ["load_model", "outline_model"]
 
 _FILES: Final = [
     "config.json",
@@ -109,11 +110,42 @@ def load_model(
     family_of(config, source)  # before gigabytes of weights are read
     module = _module(folder, source, config, dtype)
     _check_finite(module, folder)
-    info = {"source": source, "revision": revision, "commit": _commit(folder)}
+    info = _origin(folder, source, revision)
     model = Model(_moved(module, source, device), _tokenizer(folder), model_id=source, info=info)
     if check:
         model.prove(model.made_up_prompt())
     return model
+
+
+def outline_model(
+    name_or_path: str | Path, *, revision: str | None = None, dtype: torch.dtype = torch.float32
+) -> Model:
+    """Make a model without its weights: enough to tokenize prompts and to tell graphs' ids.
+
+    Parameters and errors are those of :func:`load_model`; its files are looked for and the weights'
+    fingerprint is taken, but nothing can be computed with it.
+    """
+    folder, source, revision = _find(name_or_path, revision)
+    config = _configuration(folder, source)
+    with _quiet(), torch.device("meta"):
+        make: Any = transformers.AutoModelForCausalLM.from_config
+        module = make(config, dtype=dtype, attn_implementation="eager")
+    info = _origin(folder, source, revision)
+    return Model(module, _tokenizer(folder), model_id=source, info=info)
+
+
+def _origin(folder: Path, source: str, revision: str | None) -> dict[str, Any]:
+    """Where a model came from, and a fingerprint that tells its weights from others' (`_FILES`).
+
+    Two steps of one training run have one name and other weights: the name alone is no identity.
+    """
+    files = [open_tensors(path) for path in sorted(folder.glob("*.safetensors"))]
+    return {
+        "source": source,
+        "revision": revision,
+        "commit": _commit(folder),
+        "fingerprint": fingerprint_of(files),
+    }
 
 
 def _check_settings(dtype: torch.dtype, device: str | torch.device) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from torch import Tensor
 
 from tracer.errors import FormatError, nearest
-from tracer.transcoders.tensors import TensorFile
+from tracer.tensors import TensorFile
 from tracer.transcoders.views import FeatureRows
 
 __all__ = [

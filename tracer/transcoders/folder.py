@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tracer.errors import FormatError, TracingError
+from tracer.tensors import TensorFile, open_tensors
 from tracer.transcoders.checkpoint import READ_HOOKS, WRITE_HOOKS, hook_name
-from tracer.transcoders.tensors import TensorFile, open_tensors
 
 __all__ = ["Folder", "numbered", "read_json"]
 

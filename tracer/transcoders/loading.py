@@ -6,23 +6,21 @@ follows from where it is from and from its tensors.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
-from typing import Final
 
 import torch
 
 from tracer.errors import FormatError
+from tracer.tensors import fingerprint_of
 from tracer.transcoders import hub
 from tracer.transcoders.checkpoint import Checkpoint
 from tracer.transcoders.folder import Folder
 from tracer.transcoders.layouts import find_layout
-from tracer.transcoders.tensors import StoredTensor
 from tracer.transcoders.transcoder import Transcoder
 
-__all__ = ["fingerprint_of", "load_transcoder"]
+__all__ = ["load_transcoder"]
 
 
 def load_transcoder(
@@ -81,7 +79,7 @@ def load_transcoder(
         path, commit, source = found.path, found.commit, reference.name
         revision, select = reference.revision, reference.select
     checkpoint = _read(Folder(path, hub.fetch_file, select), layout)
-    digest = fingerprint_of(checkpoint) if fingerprint else ""
+    digest = fingerprint_of(checkpoint.files) if fingerprint else ""
     if commit is not None:
         name = f"{source}@{revision or commit}"
     else:
@@ -104,40 +102,6 @@ def _read(folder: Folder, layout: str | None) -> Checkpoint:
     if not checkpoint.layers:
         raise FormatError(f"{folder.path}: no layers", "Complete the checkpoint")
     return checkpoint
-
-
-# The fingerprint tells checkpoints apart; it is not a checksum. Reading every byte of a 2.5-million
-# feature transcoder would take longer than the tracing. So small tensors are digested whole, and
-# of larger ones 64 stretches, spread evenly from the first byte to the last. Two training runs, or
-# two steps of one, differ in nearly every number and so in every stretch. What it can miss is an
-# edit by hand of a few rows of a large matrix that falls between the stretches.
-_STRETCHES: Final = 64
-_STRETCH: Final = 4096
-
-
-def fingerprint_of(checkpoint: Checkpoint) -> str:
-    """Sixteen hex digits over names, types, shapes and sampled contents of all tensors.
-
-    It does not depend on where the files are or what they are called, so a folder and the hub
-    repository it was copied from have the same.
-    """
-    digest = hashlib.sha256()
-    for file in checkpoint.files:
-        for name in sorted(file):
-            tensor = file[name]
-            digest.update(f"{name}\0{tensor.dtype}\0{list(tensor.shape)}\0".encode())
-            for part in _samples(tensor):
-                digest.update(part)
-    return digest.hexdigest()[:16]
-
-
-def _samples(tensor: StoredTensor) -> list[bytes]:
-    length = tensor.nbytes
-    if length <= _STRETCHES * _STRETCH:
-        return [tensor.raw([(0, length)])[0]]
-    last = length - _STRETCH
-    starts = [last * number // (_STRETCHES - 1) for number in range(_STRETCHES)]
-    return tensor.raw([(start, _STRETCH) for start in starts])
 
 
 def _split_pattern(text: str) -> tuple[Path, str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracer.transcoders.tensors import Indices, StoredTensor
+from tracer.tensors import Indices, StoredTensor
 
 __all__ = ["Columns", "FeatureRows", "Held", "Joined", "Rows", "Scaled", "Stacked", "Zeros"]
 

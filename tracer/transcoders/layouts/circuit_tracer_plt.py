@@ -13,10 +13,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tracer.errors import FormatError, nearest
+from tracer.tensors import TensorFile, open_tensors
 from tracer.transcoders.checkpoint import Activation, Checkpoint, LayerWeights
 from tracer.transcoders.folder import Folder, numbered
 from tracer.transcoders.layouts import gemma_scope, gemma_scope_2
-from tracer.transcoders.tensors import TensorFile, open_tensors
 from tracer.transcoders.views import Rows
 
 NAME: Final = "circuit-tracer-plt"

@@ -15,9 +15,9 @@ from typing import Final
 from torch import Tensor
 
 from tracer.errors import FormatError, TracingError
+from tracer.tensors import TensorFile, open_tensors
 from tracer.transcoders.checkpoint import Activation, Checkpoint, LayerWeights, Vector
 from tracer.transcoders.folder import Folder, numbered, read_json
-from tracer.transcoders.tensors import TensorFile, open_tensors
 from tracer.transcoders.vectors import Concatenated, Exponential, Summed
 from tracer.transcoders.views import Columns, FeatureRows, Joined, Rows, Stacked
 

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from tracer.errors import FormatError, TracingError
+from tracer.tensors import TensorFile, open_tensors
 from tracer.transcoders.checkpoint import Activation, Checkpoint, LayerWeights, Vector
 from tracer.transcoders.folder import Folder, read_json
-from tracer.transcoders.tensors import TensorFile, open_tensors
 from tracer.transcoders.vectors import Difference, Exponential, Summed
 from tracer.transcoders.views import Columns, FeatureRows, Rows, Scaled, Stacked
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from tracer.tensors import TensorFile, open_tensors
 from tracer.transcoders.checkpoint import Activation, Checkpoint, LayerWeights
 from tracer.transcoders.folder import Folder, numbered
-from tracer.transcoders.tensors import TensorFile, open_tensors
 from tracer.transcoders.views import Columns, Rows
 
 NAME: Final = "gemma-scope"

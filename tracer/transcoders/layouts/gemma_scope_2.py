@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracer.errors import FormatError
+from tracer.tensors import TensorFile, open_tensors
 from tracer.transcoders.checkpoint import Activation, Checkpoint, LayerWeights
 from tracer.transcoders.folder import Folder, numbered, read_json
-from tracer.transcoders.tensors import TensorFile, open_tensors
 from tracer.transcoders.vectors import Transposed
 from tracer.transcoders.views import Columns, Rows
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tracer.errors import FormatError, TracingError
+from tracer.tensors import TensorFile, open_tensors
 from tracer.transcoders.checkpoint import Activation, Checkpoint, LayerWeights
 from tracer.transcoders.folder import Folder, read_json
-from tracer.transcoders.tensors import TensorFile, open_tensors
 from tracer.transcoders.views import Columns, Rows
 
 NAME: Final = "saelens"

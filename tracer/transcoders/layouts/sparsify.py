@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from tracer.errors import FormatError, TracingError
+from tracer.tensors import StoredTensor, TensorFile, open_tensors
 from tracer.transcoders.checkpoint import Activation, Checkpoint, LayerWeights, Vector
 from tracer.transcoders.folder import Folder, numbered, read_json
-from tracer.transcoders.tensors import StoredTensor, TensorFile, open_tensors
 from tracer.transcoders.vectors import Difference, Summed, Times
 from tracer.transcoders.views import FeatureRows, Rows, Scaled, Stacked, Zeros
 
