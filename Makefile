@@ -4,9 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Published graphs where they lie beside the project, else the small ones that ship with the tests.
 GRAPHS ?= $(or $(wildcard ../shared/data/graphs/*.json),$(wildcard tests/data/graphs/*.circuit))
+# Tests run side by side, each process with servers of its own; a server that is given is only one.
+JOBS ?= $(if $(NEO4J_URI),0,auto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo model test lint bench clean
 
 help:  ## show this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -20,13 +22,16 @@ $(VENV)/.made: pyproject.toml constraints.txt
 demo: $(VENV)/.made  ## import graphs into the embedded engine, print scores and queries
 	$(BIN)/circuitbase demo --store circuits.db $(GRAPHS)
 
+model: $(VENV)/.made  ## make the shipped model and its transcoders again; see docs/shipped-model.md
+	$(BIN)/python -m circuitbase.shipped.making
+
 lint: $(VENV)/.made  ## ruff and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 test: lint  ## everything, real Neo4j included
-	$(BIN)/python -m pytest -q --durations=15
+	$(BIN)/python -m pytest -q -n $(JOBS) --maxprocesses 4 --dist loadfile --durations=15
 
 bench: $(VENV)/.made  ## measure, side by side; see benchmarks/README.md
 	$(BIN)/python -m benchmarks.run

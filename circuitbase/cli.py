@@ -25,6 +25,7 @@ from circuitbase import (
     commands_files,
     commands_store,
     commands_trace,
+    commands_train,
 )
 from circuitbase._session import shared_options
 
@@ -133,6 +134,8 @@ for _command in (
     commands_demo.demo,
     commands_files.import_,
     commands_trace.trace,
+    commands_train.train,
+    commands_train.evaluate,
     commands_store.graphs,
     commands_store.sets,
     commands_store.show,

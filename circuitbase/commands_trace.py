@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -211,6 +212,11 @@ def trace(session: Session, /, texts: tuple[str, ...], **options: Any) -> None:
         raise click.UsageError("--no-store needs --out DIR: else nothing would be kept.")
     if options["no_store"] and options["set_"]:
         raise click.UsageError("--set is of the store: leave out one of --set and --no-store.")
+    if options["set_"] is not None and not options["set_"].strip():
+        raise click.UsageError("--set is empty: give the set a name, or leave it out.")
+    for name in ("memory", "node_threshold", "edge_threshold", "desired_logit_prob"):
+        if not math.isfinite(options[name]):
+            raise click.UsageError(f"--{name.replace('_', '-')} is {options[name]}, not a number.")
     targets = _targets(options["tokens"], options["difference"], options["features"])
     prompts = _prompts(texts, options["file"], options["limit"])
     with _extra():

@@ -251,6 +251,8 @@ def _described(key: str, name: str | None, info: Mapping[str, Any]) -> Propertie
 def _by_length(flow: Flow) -> list[list[float]]:
     """Influence by path length of each node, trailing zeros left out."""
     dense = flow.by_length.toarray().T  # (n, k): k is the depth, some tens
+    if not dense.shape[1]:  # no edge, no influence
+        return [[] for _ in dense]
     last = np.where(dense.any(axis=1), dense.shape[1] - np.argmax(dense[:, ::-1] != 0, axis=1), 0)
     return [row[:end].tolist() for row, end in zip(dense, last, strict=True)]
 

@@ -188,7 +188,7 @@ class Store(Client):
         NotFoundError
             If no complete graph, or more than one, is called so.
         """
-        return read_stored_graph(self, self._known(graph_id))
+        return read_stored_graph(self, self.find(graph_id))
 
     def delete(self, graph_id: str) -> None:
         """Remove a graph and what only it used.
@@ -216,7 +216,7 @@ class Store(Client):
         NotFoundError
             If none has; the message says which graph a name means.
         """
-        found = self._known(graph_id)
+        found = self.find(graph_id)
         if found != graph_id:
             raise NotFoundError(
                 f"{graph_id!r} is a name of graph {found}, and deleting takes whole ids only",
@@ -261,11 +261,16 @@ class Store(Client):
         NotFoundError
             If none has, or more than one; the message suggests.
         """
+        # Most callers have the id itself, which the index answers; names take a look at them all.
+        if self.rows(
+            "MATCH (g:Graph {graph_id: $name}) WHERE g.complete = true RETURN g.graph_id AS id",
+            name=name,
+        ):
+            return name
         found = self.rows(
             "MATCH (g:Graph) WHERE g.complete = true RETURN g.graph_id AS id, g.slug AS slug"
         )
         for matches in (
-            [row["id"] for row in found if row["id"] == name],
             [row["id"] for row in found if row["slug"] == name],
             [row["id"] for row in found if len(name) >= 4 and row["id"].startswith(name)],
         ):
@@ -328,7 +333,7 @@ class Store(Client):
         str
             Id of the supernode.
         """
-        return group_nodes(self, self._known(graph_id), name, node_ids, author)
+        return group_nodes(self, self.find(graph_id), name, node_ids, author)
 
     def label(self, labels: pd.DataFrame, source: str) -> int:
         """Label features, replacing the labels they have.
@@ -419,14 +424,6 @@ class Store(Client):
                 f"parameter {twice[0]!r} is given in parameters and as a keyword", "Give it once"
             )
         return self.run_named("query", text, given | more, write=write)
-
-    def _known(self, graph_id: str) -> str:
-        """Return the id if a complete graph has it."""
-        found = self.rows(
-            "MATCH (g:Graph {graph_id: $graph_id}) WHERE g.complete = true RETURN g.graph_id AS id",
-            graph_id=graph_id,
-        )
-        return str(found[0]["id"]) if found else self.find(graph_id)
 
     def _known_set(self, name: str) -> None:
         known = [row["name"] for row in self.rows("MATCH (p:PromptSet) RETURN p.name AS name")]

@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,12 @@ GOLDEN = (
     "llama_pltskip_mlp",
     "qwen3_clt_mlp",
 )
+
+
+def pytest_collection_finish() -> None:
+    """Keep torch to one thread: tests run side by side, on matrices where threads cost time."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

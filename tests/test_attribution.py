@@ -141,15 +141,6 @@ def make_transcoder(
     return tracer.load_transcoder(str(folder), dtype=dtype)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    # Threads cost more than they give on matrices this small.
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(params=CASES, ids=lambda case: " ".join(case))
 def pair(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Model, Any]:
     family, *how = request.param
@@ -438,6 +429,9 @@ def test_features_as_targets_have_their_own_rows(small):
         ([5, 5], SettingError, "name one twice"),
         ([VOCAB], TracingError, "outside the vocabulary"),
         ([" Austin"], TracingError, "has no tokenizer"),
+        ([(5, 5)], SettingError, "name one twice"),
+        ([(5, 6, 7)], SettingError, "is no difference"),
+        ([5.0], SettingError, "is no token"),
         (["feature/0/1"], SettingError, "not a feature's key"),
         (["feature/3/9999/2"], TracingError, "not active"),
     ],
@@ -469,8 +463,10 @@ def test_identity_is_known_before_tracing(small):
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"max_n_logits": 0}, "max_n_logits is 0. Give 1 or more"),
+        ({"max_n_logits": 0}, "max_n_logits is 0. Give a whole number, 1 or more"),
         ({"desired_logit_prob": 1.5}, "Give 0 to 1"),
+        ({"desired_logit_prob": float("nan")}, "Give 0 to 1"),
+        ({"max_n_logits": 2.5}, "Give a whole number, 1 or more"),
         ({"max_feature": 3}, 'Did you mean "max_features"'),
     ],
 )
@@ -579,3 +575,69 @@ def test_what_is_told_of_a_prompt_stays_with_its_graph(small):
     told = tracer.trace(*small, IDS, source={"metadata": {"family": "capitals"}})
     assert told.source == {"format": "traced", "metadata": {"family": "capitals"}}
     assert told.graph_id == plain.graph_id
+
+
+def test_ids_do_not_depend_on_how_a_target_is_written(small):
+    model, transcoder = small
+    one = tracer.trace_identity(
+        model, transcoder, IDS, tracer.TraceSettings(targets=["feature/0/5/3"])
+    )
+    other = tracer.trace_identity(
+        model, transcoder, IDS, tracer.TraceSettings(targets=["feature/00/5/3"])
+    )
+    assert one == other
+    settings = [tracer.TraceSettings(desired_logit_prob=value) for value in (1, 1.0)]
+    assert len({tracer.trace_identity(model, transcoder, IDS, s) for s in settings}) == 1
+    numpy = tracer.TraceSettings(targets=[np.int64(5)])
+    plain = tracer.TraceSettings(targets=[5])
+    assert tracer.trace_identity(model, transcoder, IDS, numpy) == tracer.trace_identity(
+        model, transcoder, IDS, plain
+    )
+
+
+def test_half_precision_keeps_the_mean_of_the_vocabulary(data):
+    # Rows and mean are cast first: rounding the difference cost 1e-3 of a logit's vector.
+    exact = tracer.load_model(str(data / "golden/models/gpt2"), check=False)
+    transcoder = tracer.load_transcoder(str(data / "golden/transcoders/gpt2_clt_residmid"))
+    module = exact.module
+    rows_ = module.lm_head.weight.to(torch.bfloat16)
+    half = tracer.load_model(str(data / "golden/models/gpt2"), dtype=torch.bfloat16, check=False)
+    local = local_model(half, transcoder, [1, 265, 294, 281])
+    outputs = find_outputs(local, [5], half)
+    wanted = (rows_[5].double() - rows_.double().mean(0)).float()
+    norm = local.frozen.final_norm
+    expected = norm.transpose(wanted[None], torch.tensor([3]))[0]
+    assert torch.linalg.norm(outputs.vectors[0] - expected) <= 1e-6 * torch.linalg.norm(expected)
+
+
+def test_a_half_precision_transcoder_can_be_used(data):
+    model = tracer.load_model(str(data / "golden/models/gpt2"))
+    folder = data / "golden/transcoders/gpt2_clt_residmid"
+    half = tracer.load_transcoder(str(folder), dtype=torch.bfloat16)
+    single = tracer.load_transcoder(str(folder))
+    graph = tracer.trace(model, half, [1, 265, 294, 281, 283, 293])
+    other = tracer.trace(model, single, [1, 265, 294, 281, 283, 293])
+    assert graph.graph_id != other.graph_id
+    assert tracer.scores(graph).replacement == pytest.approx(
+        tracer.scores(other).replacement, abs=0.02
+    )
+
+
+def test_finished_rows_have_small_indices(small):
+    graph = tracer.trace(*small, IDS)
+    assert graph.adjacency.indices.dtype == np.int32
+
+
+def test_heads_of_merged_errors_are_refused(small):
+    model, transcoder = small
+    graph = tracer.trace(model, transcoder, IDS, max_features=30)
+    t, s = (int(i) for i in np.argwhere(graph.adjacency.toarray() * graph.is_error)[0])
+    with pytest.raises(GraphError, match="max_features merged"):
+        tracer.head_loadings(
+            graph, [(graph.keys[s], graph.keys[t])], model=model, transcoder=transcoder
+        )
+
+
+def test_a_custom_target_has_a_label(small):
+    graph = tracer.trace(*small, IDS, targets=[(5, 9)])
+    assert graph.nodes["label"].iloc[-1] == graph.nodes["token"].iloc[-1]

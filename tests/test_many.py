@@ -7,6 +7,7 @@ import functools
 import gc
 import json
 import re
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+import yaml
 from safetensors.numpy import load_file
 
 import graphstore
@@ -382,6 +384,14 @@ def test_settings_that_cannot_be(names, pair):
         ((names[0], pair[1]), {}, "one is loaded"),
         (names, {"devices": "abacus"}, "device 'abacus' is unknown"),
         (names, {"devices": []}, "empty list"),
+        (names, {"devices": "meta"}, "device 'meta' is unknown"),
+        (names, {"devices": "cpu:0"}, "device 'cpu:0' is unknown"),
+        (names, {"devices": "cpu,"}, "device '' is unknown"),
+        (names, {"devices": "cuda:-1"}, "device 'cuda:-1' is unknown"),
+        (names, {"loading": Loading(revision="v1")}, "revision v1 is given, but"),
+        (names, {"loading": Loading(transcoder_revision="v2")}, "revision v2 is given, but"),
+        (names, {"targets": ["feature/1/x/2"]}, "not a feature's key"),
+        (pair, {"targets": ["feature/1"]}, "not a feature's key"),
         (names, {"devices": "cuda:99"}, "not one of this machine's"),
         (names, {"max_feature": 3}, "max_features"),
         (names, {"targets": [3, (1, 2)]}, "cannot be one graph"),
@@ -389,6 +399,50 @@ def test_settings_that_cannot_be(names, pair):
     ):
         with pytest.raises(SettingError, match=re.escape(says)):
             trace_many(*arguments, TEXTS, **how)  # at once, before the first result is asked for
+
+
+def test_a_transcoder_of_another_model_is_one_error(names, pair, data, tmp_path):
+    """Said when the run is asked for, from the outline: no prompt is tried, no weight is read."""
+    asked = []
+
+    def prompts():
+        asked.append(1)
+        yield TEXTS[0]
+
+    misfit = tmp_path / "two-layers"
+    shutil.copytree(data / "golden/transcoders/gpt2_plt_ln2", misfit)
+    (misfit / "layer_2.safetensors").unlink()
+    config = yaml.safe_load((misfit / "config.yaml").read_text())
+    config["transcoders"] = ["layer_0.safetensors", "layer_1.safetensors"]
+    (misfit / "config.yaml").write_text(yaml.safe_dump(config))
+    for arguments in ((names[0], misfit), (pair[0], tracer.load_transcoder(misfit))):
+        with pytest.raises(TracingError, match="has layers 2, the model 3"):
+            trace_many(*arguments, prompts())
+    assert not asked
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_runs_out_while_a_graph_is_finished_costs_a_prompt(pair, error):
+    def finish(graph):
+        if graph.slug == "bad":
+            raise error
+        return graph
+
+    prompts = [Prompt(TEXTS[0], "bad"), Prompt(TEXTS[1], "good")]
+    bad, good = trace_many(*pair, prompts, finish=finish)
+    assert bad.status == "failed"
+    assert "memory ran out while the graph" in str(bad.error)
+    assert good.status == "traced"
+
+
+def test_a_defect_of_finish_is_not_hidden(pair):
+    def finish(graph):
+        raise RuntimeError("no such thing")
+
+    with pytest.raises(RuntimeError, match="no such thing"):
+        list(trace_many(*pair, TEXTS, finish=finish))
 
 
 def test_devices():

@@ -16,7 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tracer.errors import CircuitWarning, FormatError, SettingError, TracingError
-from tracer.models import Model, load_model
+from tracer.models import Model, load_model, loading, outline_model
 
 PROMPT = "The capital of the state"
 GOLDEN = {
@@ -247,6 +247,66 @@ def test_broken_configuration(spoiled: Callable[..., Path]) -> None:
 def test_configuration_with_a_wrong_value(spoiled: Callable[..., Path]) -> None:
     with pytest.raises(FormatError, match=r"config\.json cannot be read"):
         load_model(spoiled(lambda config: config.update(hidden_size="wide")))
+
+
+@pytest.mark.parametrize("load", [load_model, outline_model])
+@pytest.mark.parametrize("heads", [7, 0])
+def test_configuration_whose_numbers_do_not_go_together(
+    folder: Callable[[str], Path], tmp_path: Path, load: Callable[[Path], Model], heads: int
+) -> None:
+    shutil.copytree(folder("gpt2"), tmp_path / "odd")
+    path = tmp_path / "odd/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"n_head": heads}))
+    with pytest.raises(FormatError, match="odd"):
+        load(tmp_path / "odd")
+
+
+def test_foreign_messages_are_cut() -> None:
+    assert loading._reason(ValueError("short.\n\n second. ")) == "short. second"
+    assert loading._reason(ValueError()) == "ValueError"
+    long = loading._reason(ValueError("word " * 100))
+    assert len(long) <= 200
+    assert long.endswith("word…")
+
+
+@pytest.mark.parametrize("load", [load_model, outline_model])
+def test_a_folder_has_no_revision(
+    folder: Callable[[str], Path], load: Callable[..., Model]
+) -> None:
+    with pytest.raises(SettingError, match=r"revision v1 is given, but .* folder on disk"):
+        load(folder("llama"), revision="v1")
+
+
+def test_fingerprint_is_of_weights_and_of_what_configuration_changes(
+    spoiled: Callable[..., Path], folder: Callable[[str], Path]
+) -> None:
+    def fingerprint(path: Path) -> object:
+        return outline_model(path).info["fingerprint"]
+
+    plain = fingerprint(folder("llama"))
+    copy = spoiled()
+    assert fingerprint(copy) == plain == load_model(copy, check=False).info["fingerprint"]
+    path = copy / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(
+        json.dumps(
+            dict(reversed(values.items()))
+            | {"_name_or_path": "me/mine", "transformers_version": "9.9", "use_cache": False}
+        )
+    )
+    assert fingerprint(copy) == plain
+    path.write_text(json.dumps({k: v for k, v in values.items() if "dtype" not in k}))
+    assert fingerprint(copy) == plain
+    path.write_text(json.dumps(values | {"rms_norm_eps": 0.25}))
+    changed = fingerprint(copy)
+    assert changed != plain
+    path.write_text(json.dumps(values | {"rms_norm_eps": 0.5}))
+    assert fingerprint(copy) not in (plain, changed)
+
+
+def test_a_module_in_memory_has_no_fingerprint_unless_given(llama: Model) -> None:
+    assert "fingerprint" not in Model(llama.module).info
+    assert Model(llama.module, info={"fingerprint": "abc"}).info["fingerprint"] == "abc"
 
 
 def test_broken_tokenizer(spoiled: Callable[..., Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import struct
 import subprocess
@@ -19,8 +20,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tracer.errors import FormatError, SettingError, TracingError
-from tracer.transcoders import hub, load_transcoder, transcoder
 from tracer.tensors import open_tensors
+from tracer.transcoders import hub, load_transcoder, transcoder
+from tracer.transcoders.layouts import LAYOUTS
 
 GOLDEN = Path(__file__).parent / "data" / "golden" / "transcoders"
 SETS = sorted(path.name for path in GOLDEN.iterdir())
@@ -234,6 +236,66 @@ def test_fingerprint_follows_the_tensors_alone(tmp_path: Path) -> None:
     tensor[19, 0, 5] += 1e-6
     change(tmp_path / "one" / "W_dec_2.safetensors", "W_dec_2", tensor)
     assert load_transcoder(tmp_path / "one").fingerprint != one.fingerprint
+
+
+def test_fingerprint_follows_what_the_configuration_means(tmp_path: Path) -> None:
+    """Settings that change a number change it; names, spellings and defaults do not."""
+    folder = shutil.copytree(GOLDEN / "gemma2_plt_ln2", tmp_path / "one")
+    path = folder / "config.yaml"
+    settings = yaml.safe_load(path.read_text())
+
+    def fingerprint(**changes: Any) -> str:
+        path.write_text(yaml.safe_dump(settings | changes))
+        opened = load_transcoder(folder)
+        assert opened.info["fingerprint"] == opened.fingerprint
+        assert opened.transcoder_id == f"one-{opened.fingerprint}"
+        return opened.fingerprint
+
+    plain = fingerprint()
+    assert fingerprint(model_name="another", note="x") == plain
+    assert fingerprint(feature_input_hook="blocks.0.ln2.hook_normalized") == plain
+    others = {
+        fingerprint(feature_input_hook="hook_resid_mid"),
+        fingerprint(feature_output_hook="mlp.hook_out"),
+        fingerprint(activation="relu"),
+        fingerprint(activation="topk", k=3),
+        fingerprint(activation="topk", k=4),
+    }
+    assert len(others | {plain}) == 6
+    renamed = [f"sub/{i}.safetensors" for i in range(3)]
+    (folder / "sub").mkdir()
+    for i, name in enumerate(renamed):
+        (folder / f"layer_{i}.safetensors").rename(folder / name)
+    assert fingerprint(transcoders=renamed) == plain
+    assert fingerprint(transcoders=renamed[::-1]) != plain
+
+
+def test_header_of_a_file_is_not_in_the_fingerprint(tmp_path: Path) -> None:
+    plain = load_transcoder(write_clt(tmp_path / "one")).fingerprint
+    for path in (tmp_path / "one").glob("*.safetensors"):
+        save_file(load_file(path), path, {"saved": "again, with a longer header" * 9})
+    assert load_transcoder(tmp_path / "one").fingerprint == plain
+
+
+def test_a_folder_has_no_revision(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"revision v1 is given, but .* is on disk"):
+        load_transcoder(write_clt(tmp_path / "one"), revision="v1")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["", "gpt2_clt_residmid", "gpt2_plt_ln2"])
+def test_named_layout_that_the_folder_is_not_of(tmp_path: Path, layout: str, name: str) -> None:
+    folder = GOLDEN / name if name else tmp_path
+    if load_layout(folder) == layout:
+        assert load_transcoder(folder, layout=layout).info["layout"] == layout
+        return
+    with pytest.raises(FormatError, match=re.escape(str(folder))) as caught:
+        load_transcoder(folder, layout=layout)
+    assert LAYOUTS[layout].LOOKS_FOR in str(caught.value)
+
+
+def load_layout(folder: Path) -> str:
+    return load_transcoder(folder).info["layout"] if any(folder.iterdir()) else ""
 
 
 def test_fingerprint_of_large_tensors_reads_both_ends(tmp_path: Path) -> None:

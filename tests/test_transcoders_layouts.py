@@ -388,6 +388,76 @@ def test_sparsify_groupmax(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bloc
     check(tmp_path, acts, np.stack(outputs))
 
 
+@pytest.mark.parametrize(
+    ("activation", "k", "says"),
+    [
+        ("groupmax", 3, "20 features cannot be cut into k = 3"),
+        ("groupmax", 21, "k is 21, but there are 20 features"),
+        ("topk", 21, "k is 21, but there are 20 features"),
+    ],
+)
+def test_k_that_cannot_be(tmp_path: Path, activation: str, k: int, says: str) -> None:
+    sparsify_set(tmp_path, activation=activation, k=k)
+    with pytest.raises(FormatError, match=f"layer 0: {says}"):
+        load_transcoder(tmp_path)
+
+
+@pytest.mark.parametrize("activation", ["groupmax", "topk"])
+def test_no_positions(tmp_path: Path, activation: str) -> None:
+    sparsify_set(tmp_path, activation=activation, k=5)
+    found = load_transcoder(tmp_path).active(0, torch.zeros(0, D))
+    assert [tuple(part.shape) for part in found] == [(0,)] * 4
+
+
+def sparsify_set(folder: Path, **config: Any) -> None:
+    g = rng(8)
+    for i in range(L):
+        tensors = {"encoder.weight": normal(g, F, D), "encoder.bias": normal(g, F)}
+        tensors |= {"W_dec": normal(g, F, D), "b_dec": normal(g, D)}
+        tensors |= {"in_norm": np.array([3.0]), "out_norm": np.array([5.0])}
+        sparsify_layer(folder, f"layers.{i}.mlp", tensors, **config)
+
+
+def test_sparsify_configuration_is_in_the_fingerprint(tmp_path: Path) -> None:
+    seen = set()
+    for number, config in enumerate(
+        [
+            {"k": 4},
+            {"k": 5},
+            {"k": 5, "activation": "groupmax"},
+            {"k": 5, "normalize_io": True},
+        ]
+    ):
+        sparsify_set(tmp_path / str(number), **config)
+        seen.add(load_transcoder(tmp_path / str(number)).fingerprint)
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize("option", ["divide_cross_layer", "statistics", "method"])
+def test_folded_scales_are_in_the_fingerprint(tmp_path: Path, option: str) -> None:
+    if option == "divide_cross_layer":
+        clt_training(tmp_path, "none")
+        paths = sorted(tmp_path.glob("*/cfg.json"))
+        edit: Callable[[Any], Any] = lambda c: c | {"divide_cross_layer": True}  # noqa: E731
+    else:
+        crosslayer(tmp_path, "none", "mean_std")
+        paths = [tmp_path / ("norm_stats.json" if option == "statistics" else "cfg.json")]
+        edit = _first_deviation if option == "statistics" else _without_normalisation
+    before = load_transcoder(tmp_path).fingerprint
+    for path in paths:
+        path.write_text(json.dumps(edit(json.loads(path.read_text()))))
+    assert load_transcoder(tmp_path).fingerprint != before
+
+
+def _first_deviation(stats: Any) -> Any:
+    stats["0"]["targets"]["std"][0] += 1e-9
+    return stats
+
+
+def _without_normalisation(config: Any) -> Any:
+    return config | {"normalization_method": "none"}
+
+
 def test_sparsify_post_encoder_and_normalised_io(tmp_path: Path) -> None:
     """A per-layer offset moves the activation, so the pre-activation too; √d / in_norm folds."""
     g, acts, outputs = rng(9), [], []

@@ -251,8 +251,8 @@ def _record(line: str, where: str, model: Model) -> tuple[list[int], list[str]]:
     ids, names = record.get("token_ids"), record.get("classes")
     if (text is None) == (ids is None):
         raise FormatError(
-            f"{where}: has {'neither' if ids is None else 'both'} text and token_ids",
-            "Give one of them",
+            f"{where}: has {'neither' if ids is None else 'both'} of text and token_ids",
+            "Give one of the two",
         )
     if ids is None:
         if not isinstance(text, str):

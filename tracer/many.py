@@ -12,6 +12,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
+import re
 import signal
 import time
 import warnings
@@ -19,10 +20,11 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, Literal
+from typing import Any, Final, Literal, cast
 
 import torch
 
+from tracer.attribution.local import check_fit
 from tracer.attribution.targets import describe_targets
 from tracer.attribution.tracing import (
     TraceSettings,
@@ -43,6 +45,7 @@ Skip = Callable[[str], bool]
 Finish = Callable[[AttributionGraph], AttributionGraph]
 RowProgress = Callable[[Prompt, int, int], None]
 
+_DEVICE: Final = re.compile(r"cpu|cuda(?::(\d{1,4}))?")
 _TELL_EVERY = 0.2  # seconds between a worker's words on how far it is
 
 
@@ -159,10 +162,10 @@ def trace_many(
     Raises
     ------
     TracingError, FormatError
-        If the model or the transcoder cannot be loaded. What is wrong with a prompt is in its
-        result.
+        If the model or the transcoder cannot be loaded, or they do not fit each other. What is
+        wrong with a prompt is in its result.
     SettingError
-        If a setting is out of range or unknown, or targets are no tokens of the model.
+        If a setting is out of range or unknown, or targets are malformed or no tokens of the model.
 
     Examples
     --------
@@ -181,7 +184,7 @@ def trace_many(
                 "devices and loading are for models and transcoders given by name",
                 "Leave them out, or give both names",
             )
-        describe_targets(settings.targets, model)
+        _check(model, transcoder, settings)
         planned = _plans(prompts, model, transcoder, settings)
         task = _Task(_Names("", "", Loading()), settings, finish)
         return _one_by_one(planned, lambda: (model, transcoder), task, known, progress)
@@ -193,12 +196,18 @@ def trace_many(
     names = _Names(os.fspath(model), os.fspath(transcoder), loading or Loading())
     where = find_devices(devices)
     sketch = names.outline()
-    describe_targets(settings.targets, sketch[0])
+    _check(*sketch, settings)
     planned, task = _plans(prompts, *sketch, settings), _Task(names, settings, finish)
     if len(where) == 1:
         load = partial(names.load, where[0])
         return _one_by_one(planned, load, task, known, progress)
     return _side_by_side(planned, where, task, known, progress)
+
+
+def _check(model: Model, transcoder: Transcoder, settings: TraceSettings) -> None:
+    """Refuse once, before any prompt is tried, what would be wrong with every one of them."""
+    check_fit(cast(Any, model), transcoder)  # of which it looks at layers and width alone
+    describe_targets(settings.targets, model)
 
 
 def find_devices(devices: str | Sequence[str] | None = None) -> list[str]:
@@ -216,13 +225,12 @@ def find_devices(devices: str | Sequence[str] | None = None) -> list[str]:
     if not found:
         raise SettingError("devices is an empty list", 'Give "auto", "cpu" or "cuda:0"')
     for name in found:
-        try:
-            device = torch.device(name)
-        except RuntimeError as error:
+        match = _DEVICE.fullmatch(name)
+        if match is None:
             raise SettingError(
                 f"device {name!r} is unknown", 'Give "auto", "cpu" or "cuda:0", or several'
-            ) from error
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            )
+        if name != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
             raise SettingError(
                 f"device {name!r} is not one of this machine's",
                 f"torch finds {torch.cuda.device_count()} CUDA devices; the CPU is cpu",
@@ -377,6 +385,14 @@ def _attempt(
         return graph if task.finish is None else task.finish(graph)
     except CircuitError as error:
         problem = _bare(error)
+    except (MemoryError, RuntimeError) as error:
+        # Tracing tells of it itself; this is `finish`, which may be anybody's.
+        if not ran_out_of_memory(error):
+            raise
+        problem = TracingError(
+            f"memory ran out while the graph of a prompt of {len(plan.ids)} tokens was finished",
+            "Lower max_features, or shorten the prompt",
+        )
     _free()
     return problem
 

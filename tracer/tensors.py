@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracer.errors import FormatError
+from tracer.graph import JSON
 
 __all__ = ["StoredTensor", "TensorFile", "fingerprint_of", "open_tensors", "ranges"]
 
@@ -445,13 +446,23 @@ _STRETCHES: Final = 64
 _STRETCH: Final = 4096
 
 
-def fingerprint_of(files: Iterable[TensorFile]) -> str:
+def fingerprint_of(files: Iterable[TensorFile], meaning: JSON = None) -> str:
     """Sixteen hex digits over names, types, shapes and sampled contents of all tensors.
 
     It does not depend on where the files are or what they are called, so a folder and the hub
     repository it was copied from have the same.
+
+    Parameters
+    ----------
+    files
+        In an order that does not depend on where they are.
+    meaning
+        What else decides the results that the tensors give: how they are interpreted. It is
+        digested as JSON with sorted names.
     """
     digest = hashlib.sha256()
+    if meaning is not None:
+        digest.update(json.dumps(meaning, sort_keys=True).encode() + b"\0")
     for file in files:
         for name in sorted(file):
             tensor = file[name]

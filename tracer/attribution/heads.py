@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from tracer.attribution.local import LocalModel
-from tracer.attribution.targets import find_outputs
+from tracer.attribution.targets import Outputs, find_outputs
 from tracer.attribution.tracing import local_model
-from tracer.errors import GraphError, TracingError
+from tracer.errors import GraphError, SettingError, TracingError
 from tracer.graph import AttributionGraph
 from tracer.models import Model
 from tracer.transcoders import Transcoder
@@ -51,13 +51,12 @@ def head_loadings(
     -------
     pandas.DataFrame
         ``source, target, part, layer, head, loading``; `part` is ``residual``, ``head`` or
-        ``remainder`` (layer and head −1 but for heads). Loadings of an edge sum to its weight. In
-        a graph with merged features, what they add to an error node stands in the remainder.
+        ``remainder`` (layer and head −1 but for heads). Loadings of an edge sum to its weight.
 
     Raises
     ------
     GraphError
-        If a node or edge is not in the graph.
+        If a node or edge is not in the graph, or an error node holds merged features too.
     TracingError
         If the graph is another model's or transcoder's, or has no token ids.
 
@@ -76,6 +75,21 @@ def head_loadings(
             f"{transcoder.transcoder_id!r}",
             "Load the transcoder that the graph names",
         )
+    for what, mine in (
+        ("model_fingerprint", model.info.get("fingerprint")),
+        ("transcoder_fingerprint", transcoder.fingerprint),
+        ("model_dtype", str(model.dtype).removeprefix("torch.")),
+    ):
+        if graph.settings.get(what) != mine:
+            raise TracingError(
+                f"graph {graph.graph_id} was traced with {what} {graph.settings.get(what)}, "
+                f"this is {mine}",
+                "Load the files, and the dtype, that the graph was traced with",
+            )
+    if isinstance(edges, pd.DataFrame) and not {"source", "target"} <= set(edges.columns):
+        raise SettingError(
+            "the table of edges lacks a column source or target", "Give rows of graph.to_pandas()"
+        )
     pairs = (
         list(zip(edges["source"], edges["target"], strict=True))
         if isinstance(edges, pd.DataFrame)
@@ -83,13 +97,14 @@ def head_loadings(
     )
     with torch.no_grad():
         local = local_model(model, transcoder, graph.token_ids, graph.settings.get("zero_first"))
-        found = [_split(graph, local, model, source, target) for source, target in pairs]
+        outputs = _outputs(graph, local, model)
+        found = [_split(graph, local, outputs, source, target) for source, target in pairs]
     columns = ["source", "target", "part", "layer", "head", "loading"]
     return pd.DataFrame([row for rows in found for row in rows], columns=columns)
 
 
 def _split(
-    graph: AttributionGraph, local: LocalModel, model: Model, source: str, target: str
+    graph: AttributionGraph, local: LocalModel, outputs: Outputs, source: str, target: str
 ) -> list[tuple[Any, ...]]:
     s, t = graph.row(source), graph.row(target)
     weight = float(graph.adjacency[t, s])
@@ -98,9 +113,15 @@ def _split(
             f"graph {graph.graph_id} has no edge from {source} to {target}",
             "Name edges as in graph.to_pandas()",
         )
+    if graph.is_error[s] and graph.source.get("merged"):
+        raise GraphError(
+            f"{source} may hold features that max_features merged into it, which no head carries "
+            "as one",
+            "Trace without max_features to split edges from errors",
+        )
     frozen = local.frozen
     here = int(graph.nodes["position"].iloc[s])
-    layer, there, vector = _target(graph, local, model, t)
+    layer, there, vector = _target(graph, local, outputs, t)
     before, direct = _carried(graph, local, s)
     reading = _reading(local, layer, there, vector)
     residual = 0.0
@@ -123,8 +144,16 @@ def _split(
     return [*rows, (source, target, "remainder", -1, -1, rest)]
 
 
+def _outputs(graph: AttributionGraph, local: LocalModel, model: Model) -> Outputs:
+    """Make the graph's logit nodes again."""
+    described = graph.settings.get("targets")
+    if described is None:
+        described = graph.nodes.loc[graph.is_logit, "index"].tolist()
+    return find_outputs(local, described, model)
+
+
 def _target(
-    graph: AttributionGraph, local: LocalModel, model: Model, row: int
+    graph: AttributionGraph, local: LocalModel, outputs: Outputs, row: int
 ) -> tuple[int, int, Tensor]:
     """Layer and position where a node reads, and what it reads."""
     node = graph.nodes.iloc[row]
@@ -132,11 +161,7 @@ def _target(
         number = _feature(local, node)
         vector = local.encoder_vectors(np.array([number]))[0]
         return int(node["layer"]), int(node["position"]), vector
-    described = graph.settings.get("targets")
     which = int(graph.is_logit[:row].sum())
-    if described is None:
-        described = graph.nodes.loc[graph.is_logit, "index"].tolist()
-    outputs = find_outputs(local, described, model)
     return int(outputs.layers[which]), int(outputs.positions[which]), outputs.vectors[which]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from tracer.errors import TracingError
 from tracer.models.frozen import FrozenModel, FrozenNorm
 from tracer.transcoders import Transcoder
 
-__all__ = ["CONSTANTS", "LocalModel", "Writers"]
+__all__ = ["CONSTANTS", "LocalModel", "Writers", "check_fit"]
 
 # The parts of a row's constant, in this order; columns of the node table are named after them.
 CONSTANTS: Final = ("positions", "parameters", "zeroed")
@@ -125,9 +125,10 @@ class LocalModel:
         self.preactivations = self._cast(torch.cat([h for _, _, h in found]))[take]
         if not len(order):
             raise TracingError(
-                f"no feature of {self.transcoder.transcoder_id} is active on this prompt",
-                "Is it trained on this model and layer? A prompt of one token has none, because "
-                "the first position is zeroed",
+                f"no feature of {self.transcoder.transcoder_id} is active on this prompt of "
+                f"{frozen.n_positions} tokens, of which the first {self.zero_first} are zeroed",
+                "Give a longer prompt, or lower zero_first; is the transcoder trained on this "
+                "model?",
             )
         # canonical[i]: walking number of the i-th feature in the order of graphs.
         self.canonical: Indices = np.lexsort((self.indices, self.positions, self.layers))
@@ -266,7 +267,17 @@ class LocalModel:
         return x.to(self.frozen.embeddings)
 
 
-def check_fit(frozen: FrozenModel, transcoder: Transcoder) -> None:
+class _Shaped(Protocol):
+    """A model, frozen or not."""
+
+    @property
+    def n_layers(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+
+def check_fit(model: _Shaped, transcoder: Transcoder) -> None:
     """Refuse a transcoder that is not of this model.
 
     Raises
@@ -275,8 +286,8 @@ def check_fit(frozen: FrozenModel, transcoder: Transcoder) -> None:
         Naming the number that differs, or the hook that is unknown.
     """
     for what, mine, theirs in (
-        ("layers", frozen.n_layers, transcoder.n_layers),
-        ("d_model", frozen.width, transcoder.d_model),
+        ("layers", model.n_layers, transcoder.n_layers),
+        ("d_model", model.width, transcoder.d_model),
     ):
         if mine != theirs:
             raise TracingError(

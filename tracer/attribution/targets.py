@@ -6,8 +6,10 @@ and 5 (custom targets and their weights).
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -16,9 +18,11 @@ from torch import Tensor
 from tracer.attribution.local import Indices, LocalModel
 from tracer.errors import SettingError, TracingError
 from tracer.graph import JSON
-from tracer.models import Model
+from tracer.models import FrozenModel, Model
 
 __all__ = ["Outputs", "Target", "describe_targets", "find_outputs"]
+
+_BLOCK_ROWS: Final = 16_384
 
 # A token (its text or id), a difference of two (first − second), or a feature's key
 # "feature/{layer}/{index}/{position}".
@@ -75,10 +79,14 @@ def describe_targets(targets: Sequence[Target] | None, model: Model) -> JSON:
         targets = [targets]
     described: list[JSON] = []
     for target in targets:
-        if isinstance(target, tuple):
+        if isinstance(target, (tuple, list)):
+            if len(target) != 2:
+                raise SettingError(
+                    f"target {target!r} is no difference", "Give two tokens: (token, less)"
+                )
             described.append([_token_id(model, token) for token in target])
         elif isinstance(target, str) and target.startswith("feature/"):
-            described.append(target)
+            described.append("feature/" + "/".join(map(str, _place(target))))
         else:
             described.append(_token_id(model, target))
     kinds = {type(target) for target in described}
@@ -87,14 +95,31 @@ def describe_targets(targets: Sequence[Target] | None, model: Model) -> JSON:
             f"targets {list(targets)!r} cannot be one graph",
             "Give tokens, or one difference of two tokens, or features",
         )
-    if len({str(target) for target in described}) < len(described):
+    parts = described[0] if isinstance(described[0], list) else described
+    if len({str(part) for part in parts}) < len(parts):
         raise SettingError(f"targets {list(targets)!r} name one twice", "Give each target once")
     return described
 
 
+def _place(key: str) -> tuple[int, ...]:
+    """Layer, index and position in ``feature/{layer}/{index}/{position}``."""
+    parts = key.split("/")[1:]
+    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise SettingError(
+            f"target {key!r} is not a feature's key", "Write it as feature/LAYER/INDEX/POSITION"
+        )
+    return tuple(int(part) for part in parts)
+
+
 def _token_id(model: Model, token: str | int) -> int:
     """Id of one token given as text or id."""
-    if isinstance(token, int):
+    if not isinstance(token, str):
+        try:
+            token = operator.index(token)
+        except TypeError:
+            raise SettingError(
+                f"target {token!r} is no token", "Give a token's text, or its id as an integer"
+            ) from None
         if not 0 <= token < model.vocab_size:
             raise TracingError(
                 f"target token {token} is outside the vocabulary",
@@ -179,7 +204,8 @@ def _unembedding(local: LocalModel, tokens: list[int]) -> tuple[Tensor, Tensor]:
         Shapes (k, d) and (k,).
     """
     frozen = local.frozen
-    rows = (frozen.unembedding[tokens] - frozen.unembedding.mean(0)).to(frozen.embeddings)
+    # Cast first: in half precision the mean row would be lost in the rounding of each row.
+    rows = frozen.unembedding[tokens].to(frozen.embeddings) - _mean_row(frozen)
     constants = rows.new_zeros(len(rows))
     if frozen.final_norm.shift is not None:
         constants = constants + rows @ frozen.final_norm.shift
@@ -187,6 +213,15 @@ def _unembedding(local: LocalModel, tokens: list[int]) -> tuple[Tensor, Tensor]:
         bias = frozen.unembedding_bias.to(frozen.embeddings)
         constants = constants + bias[tokens] - bias.mean()
     return rows, constants
+
+
+def _mean_row(frozen: FrozenModel) -> Tensor:
+    """Mean unembedding row over the whole vocabulary, cast a block at a time, shape (d,)."""
+    total = frozen.embeddings.new_zeros(frozen.width)
+    for start in range(0, len(frozen.unembedding), _BLOCK_ROWS):
+        block = frozen.unembedding[start : start + _BLOCK_ROWS]
+        total += block.to(frozen.embeddings).sum(0)
+    return total / len(frozen.unembedding)
 
 
 def _values(local: LocalModel, rows: Tensor, constants: Tensor) -> Tensor:
@@ -214,12 +249,7 @@ def _features(local: LocalModel, keys: Sequence[str]) -> Outputs:
 
 def _number(local: LocalModel, key: str) -> int:
     """Find the walking number of the active feature ``feature/{layer}/{index}/{position}``."""
-    parts = key.split("/")[1:]
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise SettingError(
-            f"target {key!r} is not a feature's key", "Write it as feature/LAYER/INDEX/POSITION"
-        )
-    layer, index, position = (int(part) for part in parts)
+    layer, index, position = _place(key)
     found = np.flatnonzero(
         (local.layers == layer) & (local.indices == index) & (local.positions == position)
     )

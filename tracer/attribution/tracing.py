@@ -5,6 +5,7 @@ Source: Circuit Tracing (2025), "Constructing an attribution graph"; spec, secti
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from tracer.attribution.edges import Progress, Rows, residual_rows, rows
@@ -62,17 +64,22 @@ class TraceSettings:
     memory: int = 2 * 2**30
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("max_n_logits", 1, None),
-            ("desired_logit_prob", 0, 1),
-            ("max_features", 1, None),
-            ("zero_first", 0, None),
-            ("memory", 0, None),
+        for name, kind, low, high in (
+            ("max_n_logits", int, 1, None),
+            ("desired_logit_prob", float, 0, 1),
+            ("max_features", int, 1, None),
+            ("zero_first", int, 0, None),
+            ("memory", int, 0, None),
         ):
             value = getattr(self, name)
-            if value is not None and (value < low or (high is not None and value > high)):
+            if value is None and name in ("max_features", "zero_first"):
+                continue
+            is_number = isinstance(value, (int, kind)) and not isinstance(value, bool)
+            # Written so that nan is refused.
+            if not (is_number and low <= value <= (math.inf if high is None else high)):
+                whole = "a whole number, " if kind is int else ""
                 limit = f"{low} to {high}" if high is not None else f"{low} or more"
-                raise SettingError(f"{name} is {value}", f"Give {limit}")
+                raise SettingError(f"{name} is {value!r}", f"Give {whole}{limit}")
 
     def changed(self, **changes: Any) -> TraceSettings:
         """Copy with some settings changed.
@@ -182,9 +189,10 @@ def local_model(
 
 def ran_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error of torch or Python means that memory ran out."""
-    # On the CPU, torch has no type for it.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "DefaultCPUAllocator" in str(error)
+    # On the CPU, and in CUDA's libraries, torch has no type for it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        sign in str(error)
+        for sign in ("DefaultCPUAllocator", "ALLOC_FAILED", "CUDA error: out of memory")
     )
 
 
@@ -262,11 +270,13 @@ def _recorded(
         "zero_first": _zero_first(model, settings.zero_first),
         "max_features": settings.max_features,
         "model_fingerprint": model.info.get("fingerprint"),
+        "transcoder_fingerprint": transcoder.fingerprint,
+        "transcoder_dtype": str(transcoder.dtype).removeprefix("torch."),
         "model_dtype": str(model.dtype).removeprefix("torch."),
     }
     if described is None:
         recorded["max_n_logits"] = settings.max_n_logits
-        recorded["desired_logit_prob"] = settings.desired_logit_prob
+        recorded["desired_logit_prob"] = float(settings.desired_logit_prob)
     if settings.parts:
         recorded["parts"] = True
     return recorded
@@ -291,7 +301,8 @@ def _square(local: LocalModel, weights: csr_array, chosen: Indices, n_outputs: i
     per_row = np.zeros(n, dtype=np.int64)
     per_row[:n_features] = counts[:n_features]
     per_row[n_sources:] = counts[n_features:]
-    indptr = np.concatenate([[0], np.cumsum(per_row)])
+    # Of the indices' own type: scipy would widen 4-byte indices to match 8-byte pointers.
+    indptr = np.concatenate([[0], np.cumsum(per_row)]).astype(weights.indptr.dtype)
     return csr_array((weights.data, weights.indices, indptr), shape=(n, n))
 
 
@@ -335,6 +346,11 @@ def _nodes(
             [local.indices[numbers], np.full(n_errors, -1), np.asarray(ids), outputs.token_ids]
         ),
         "token": [*tokens[positions[: n + n_errors + n_positions]], *outputs.labels],
+        "label": [None] * (n + n_errors + n_positions)
+        + [
+            None if token >= 0 else text
+            for token, text in zip(outputs.token_ids, outputs.labels, strict=True)
+        ],
         "activation": np.concatenate([activations, nothing, np.full(n_outputs, np.nan)]),
         "probability": np.concatenate([np.full(n, np.nan), nothing, outputs.weights]),
     }
@@ -361,20 +377,36 @@ def _check_rows(
     reading = np.concatenate(
         [np.arange(len(chosen)), np.arange(len(nodes) - len(outputs), len(nodes))]
     )
-    account = np.asarray(adjacency.astype(np.float64)[reading].sum(axis=1), dtype=np.float64)
-    scale = np.asarray(abs(adjacency).astype(np.float64)[reading].sum(axis=1)) + np.abs(wanted)
+    account, size = _row_sums(adjacency)
+    scale = size[reading] + np.abs(wanted)
     for part in CONSTANTS:
         scale = scale + nodes[f"bias_{part}"].abs().to_numpy()[reading]
-    off = np.abs(account + nodes["bias"].to_numpy()[reading] - wanted) / np.maximum(scale, 1e-30)
+    off = np.abs(account[reading] + nodes["bias"].to_numpy()[reading] - wanted) / np.maximum(
+        scale, 1e-30
+    )
     worst = int(np.argmax(off))
-    # The model's own residual stream is rounded at every layer, so its dtype sets what can hold.
-    allowed = tolerance(model.dtype, local.frozen.embeddings.dtype, whole=True)
-    if not off[worst] <= allowed:
+    # The model's own residual stream is rounded at every layer, and a transcoder's activations in
+    # its dtype: the coarser one sets what can hold.
+    computed = max(
+        tolerance(local.transcoder.dtype, local.frozen.embeddings.dtype, whole=True),
+        tolerance(model.dtype, local.frozen.embeddings.dtype, whole=True),
+    )
+    if not off[worst] <= computed:
         node = nodes.iloc[reading[worst]]
         raise TracingError(
             f"the {node['kind']} at layer {node['layer']}, position {node['position']}, index "
             f"{node['index']} is not explained by its inputs: {off[worst]:.2g} of it is missing, "
-            f"{allowed:g} is allowed in {str(model.dtype).removeprefix('torch.')}",
-            "Is the transcoder's read hook right? If it is, the freeze of this model family does "
-            "not hold here: report it, and do not use the graph (check=False traces it anyway)",
+            f"{computed:g} is allowed",
+            "The freeze of this model family does not hold here: report it, and do not use the "
+            "graph (check=False traces it anyway)",
         )
+
+
+def _row_sums(matrix: csr_array) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Σ w and Σ |w| of each row in float64, without a copy of the matrix."""
+    sums, sizes = np.zeros(matrix.shape[0]), np.zeros(matrix.shape[0])
+    for row in np.flatnonzero(np.diff(matrix.indptr)):
+        data = matrix.data[matrix.indptr[row] : matrix.indptr[row + 1]]
+        sums[row] = data.sum(dtype=np.float64)
+        sizes[row] = np.abs(data).sum(dtype=np.float64)
+    return sums, sizes

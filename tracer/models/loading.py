@@ -23,6 +23,7 @@ from huggingface_hub import errors as hub_errors
 from safetensors import SafetensorError
 
 from tracer.errors import FormatError, SettingError, TracingError
+from tracer.graph import JSON
 from tracer.models.families import family_of
 from tracer.models.model import Model
 from tracer.models.proof import TOLERANCES
@@ -62,6 +63,35 @@ _CONFIGURATION_ERRORS: Final[tuple[type[Exception], ...]] = (
     ValueError,
     *(getattr(hub_errors, name) for name in ("StrictDataclassError",) if hasattr(hub_errors, name)),
 )
+# What building the modules of a configuration raises where its numbers do not go together.
+_BUILDING_ERRORS: Final[tuple[type[Exception], ...]] = (
+    *_CONFIGURATION_ERRORS,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+)
+_LOADING_ERRORS: Final[tuple[type[Exception], ...]] = (*_BUILDING_ERRORS, SafetensorError)
+# Settings that change no result: names, versions, the stored type (what is computed in is given
+# when a model is loaded), and what generation or classification alone look at.
+_COSMETIC: Final = frozenset(
+    {
+        "_name_or_path",
+        "name_or_path",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "id2label",
+        "label2id",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "task_specific_params",
+        "use_cache",
+    }
+)
+_LONGEST_REASON: Final = 200  # characters of a foreign message
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -81,7 +111,7 @@ def load_model(
         Folder of a transformers checkpoint, which wins if it exists, or a hub id; a hub id may
         carry its revision, ``owner/name@revision``.
     revision
-        Branch, tag or commit on the hub.
+        Branch, tag or commit on the hub; a local folder has none.
     dtype
         Of the weights: float32, float64, bfloat16 or float16.
     device
@@ -102,7 +132,7 @@ def load_model(
     FormatError
         If a file cannot be read or a weight is not finite (naming the tensor).
     SettingError
-        If `dtype` or `device` cannot be used.
+        If `dtype` or `device` cannot be used, or `revision` is given with a local folder.
     """
     _check_settings(dtype, device)
     folder, source, revision = _find(name_or_path, revision)
@@ -127,25 +157,42 @@ def outline_model(
     """
     folder, source, revision = _find(name_or_path, revision)
     config = _configuration(folder, source)
-    with _quiet(), torch.device("meta"):
-        make: Any = transformers.AutoModelForCausalLM.from_config
-        module = make(config, dtype=dtype, attn_implementation="eager")
+    make: Any = transformers.AutoModelForCausalLM.from_config
+    try:
+        with _quiet(), torch.device("meta"):
+            module = make(config, dtype=dtype, attn_implementation="eager")
+    except _BUILDING_ERRORS as error:
+        raise FormatError(
+            f"{folder / 'config.json'}: no model can be made of it ({_reason(error)})",
+            "Download the model again",
+        ) from None
     info = _origin(folder, source, revision)
     return Model(module, _tokenizer(folder), model_id=source, info=info)
 
 
 def _origin(folder: Path, source: str, revision: str | None) -> dict[str, Any]:
-    """Where a model came from, and a fingerprint that tells its weights from others' (`_FILES`).
+    """Where a model came from, and a fingerprint that tells it from others.
 
     Two steps of one training run have one name and other weights: the name alone is no identity.
+    Nor are the weights: the same ones with another norm's epsilon or rotary base are another model,
+    so ``config.json`` is digested too, as it is written but for `_COSMETIC`. (With the library's
+    defaults filled in, the fingerprint would change with its version.)
     """
+    config = json.loads((folder / "config.json").read_text("utf-8"))
     files = [open_tensors(path) for path in sorted(folder.glob("*.safetensors"))]
     return {
         "source": source,
         "revision": revision,
         "commit": _commit(folder),
-        "fingerprint": fingerprint_of(files),
+        "fingerprint": fingerprint_of(files, _telling(config)),
     }
+
+
+def _telling(config: JSON) -> JSON:
+    """Leave out what changes no result, in parts of a configuration too."""
+    if isinstance(config, dict):
+        return {name: _telling(value) for name, value in config.items() if name not in _COSMETIC}
+    return config
 
 
 def _check_settings(dtype: torch.dtype, device: str | torch.device) -> None:
@@ -166,6 +213,11 @@ def _find(name_or_path: str | Path, revision: str | None) -> tuple[Path, str, st
     name = str(name_or_path)
     path = Path(name_or_path).expanduser()
     if name and path.is_dir():
+        if revision:
+            raise SettingError(
+                f"revision {revision} is given, but {name} is a folder on disk",
+                "Leave the revision out, or give a name on the hub that no local folder has",
+            )
         _check_folder(path)
         return path, path.resolve().name, None
     if path.is_file():
@@ -261,7 +313,7 @@ def _module(folder: Path, source: str, config: Any, dtype: torch.dtype) -> Any:
                 local_files_only=True,
                 output_loading_info=True,
             )
-    except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
+    except _LOADING_ERRORS as error:
         raise FormatError(
             f"the weights in {folder} cannot be read ({_reason(error)})", "Download the model again"
         ) from None
@@ -331,9 +383,12 @@ def _tokenizer(folder: Path) -> Any | None:
 
 
 def _reason(error: Exception) -> str:
-    """First two lines of a foreign message, as one."""
+    """First two lines of a foreign message, as one of bounded length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]).rstrip(".") or type(error).__name__
+    text = " ".join(lines[:2])
+    if len(text) > _LONGEST_REASON:
+        return text[: _LONGEST_REASON - 1].rstrip() + "…"
+    return text.rstrip(".") or type(error).__name__
 
 
 def _commit(folder: Path) -> str | None:

@@ -32,6 +32,12 @@ class Model:
     :func:`~tracer.models.load_model` makes one from a folder or a hub id; a module that is already
     in memory can be given here.
 
+    Graphs' ids tell models apart by `model_id` and by ``info["fingerprint"]``, which
+    :func:`~tracer.models.load_model` takes of the weights' files and the configuration. A module in
+    memory has no fingerprint unless `info` gives one, so that two such modules of one `model_id`
+    are the same to graphs' ids; and weights that are changed in place keep the fingerprint of the
+    files. Give a `model_id` or a fingerprint of their own to either.
+
     Parameters
     ----------
     module
@@ -42,7 +48,7 @@ class Model:
     model_id
         Hub id or folder name that results will carry.
     info
-        What is known of where it came from (source, revision, commit); JSON-able.
+        What is known of where it came from (source, revision, commit, fingerprint); JSON-able.
 
     Attributes
     ----------

@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Pattern", "decode", "decode_active", "encode_active", "pattern_of"]
@@ -32,14 +34,32 @@ class Pattern(NamedTuple):
         Ascending in each position, shape (n,).
     positions
         Shape (n,).
-    n_features
-        F.
+    order
+        Of the pairs by feature, then position, shape (n,).
+    feature_starts
+        Where the positions of each feature begin in that order, shape (F + 1,).
     """
 
     starts: Tensor
     features: Tensor
     positions: Tensor
-    n_features: int
+    order: Tensor
+    feature_starts: Tensor
+
+    @property
+    def n_positions(self) -> int:
+        """Number of positions N."""
+        return len(self.starts) - 1
+
+    @property
+    def n_features(self) -> int:
+        """Number of features F."""
+        return len(self.feature_starts) - 1
+
+    @property
+    def counts(self) -> Tensor:
+        """At how many positions each feature is active, shape (F,)."""
+        return self.feature_starts.diff()
 
     def matrix(self, values: Tensor) -> Tensor:
         """Sparse (N, F) of these values."""
@@ -47,17 +67,23 @@ class Pattern(NamedTuple):
 
     def transposed(self, values: Tensor) -> Tensor:
         """Sparse (F, N) of these values."""
-        order = torch.argsort(self.features, stable=True)
-        starts = torch.zeros(self.n_features + 1, dtype=torch.int64)
-        starts[1:] = torch.bincount(self.features, minlength=self.n_features).cumsum(0)
-        return _csr(starts, self.positions[order], values[order], len(self.starts) - 1)
+        rows = self.positions[self.order]
+        return _csr(self.feature_starts, rows, values[self.order], self.n_positions)
 
 
-def pattern_of(positions: Tensor, features: Tensor, n_positions: int, n_features: int) -> Pattern:
-    """Pattern of pairs that are sorted by position, then feature."""
-    starts = torch.zeros(n_positions + 1, dtype=torch.int64)
-    starts[1:] = torch.bincount(positions, minlength=n_positions).cumsum(0)
-    return Pattern(starts, features, positions, n_features)
+def pattern_of(flat: NDArray[np.int64], n_positions: int, n_features: int) -> Pattern:
+    """Pattern of sorted places in an array of shape (N, F)."""
+    rows = np.arange(n_positions + 1) * n_features
+    starts = np.searchsorted(flat, rows)
+    positions = np.repeat(np.arange(n_positions), np.diff(starts))
+    features = flat - rows[positions]
+    # Of 16 bits NumPy sorts by radix, many times faster.
+    narrow = features.astype(np.uint16) if n_features <= 1 << 16 else features
+    order = np.argsort(narrow, kind="stable")
+    feature_starts = np.zeros(n_features + 1, dtype=np.int64)
+    np.cumsum(np.bincount(features, minlength=n_features), out=feature_starts[1:])
+    arrays = (starts, features, positions, order, feature_starts)
+    return Pattern(*(torch.from_numpy(array) for array in arrays))
 
 
 @cache
@@ -79,7 +105,7 @@ class _EncodeActive(torch.autograd.Function):
     """Pre-activations of chosen features, whose gradient reaches encoder and bias alone."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         encoder: Tensor,
         bias: Tensor,
@@ -92,7 +118,7 @@ class _EncodeActive(torch.autograd.Function):
         return tuple(value.clone() for value in values)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         (inputs,) = ctx.saved_tensors
         encoder = inputs.new_empty(ctx.shape)
         bias = inputs.new_zeros(ctx.shape[:2])
@@ -106,15 +132,12 @@ class _DecodeActive(torch.autograd.Function):
     """``Y[:, l·d : (l+K)·d] += A^l D^l`` with sparse A; Y has shape (N, L·d)."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, width: int, patterns: Sequence[Pattern], *tensors: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, width: int, patterns: Sequence[Pattern], *tensors: Tensor) -> Tensor:
         half = len(tensors) // 2
         values, decoders = tensors[:half], tensors[half:]
         ctx.save_for_backward(*tensors)
         ctx.patterns, ctx.width = patterns, width
-        n = len(patterns[0].starts) - 1
-        result = values[0].new_zeros(n, half * width)
+        result = values[0].new_zeros(patterns[0].n_positions, half * width)
         for layer, (pattern, value, decoder) in enumerate(
             zip(patterns, values, decoders, strict=True)
         ):
@@ -123,7 +146,7 @@ class _DecodeActive(torch.autograd.Function):
         return result
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         tensors: Sequence[Tensor] = ctx.saved_tensors
         half = len(tensors) // 2
         of_values: list[Tensor] = []
@@ -145,10 +168,8 @@ class _Decode(torch.autograd.Function):
     """The same with dense A, one buffer for each gradient."""
 
     @staticmethod
-    @torch.amp.custom_fwd(device_type="cuda")
-    def forward(  # type: ignore[override]
-        ctx: Any, width: int, activations: Tensor, *decoders: Tensor
-    ) -> Tensor:
+    @torch.amp.custom_fwd(device_type="cuda")  # type: ignore[untyped-decorator]
+    def forward(ctx: Any, width: int, activations: Tensor, *decoders: Tensor) -> Tensor:
         ctx.save_for_backward(activations, *decoders)
         ctx.width = width
         layers, n, _ = activations.shape
@@ -162,8 +183,8 @@ class _Decode(torch.autograd.Function):
         return result
 
     @staticmethod
-    @torch.amp.custom_bwd(device_type="cuda")
-    def backward(ctx: Any, *gradients: Tensor) -> Any:  # type: ignore[override]
+    @torch.amp.custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
         activations, *decoders = ctx.saved_tensors
         of_activations = torch.empty_like(activations)
         of_decoders = []
@@ -197,14 +218,14 @@ def encode_active(
     patterns, values
         Chosen features of each layer, and their pre-activations.
     """
-    found: Any = _EncodeActive.apply(encoder, bias, inputs, patterns, *values)  # type: ignore[no-untyped-call]
+    found: Any = _EncodeActive.apply(encoder, bias, inputs, patterns, *values)
     return list(found)
 
 
 def decode_active(
     patterns: Sequence[Pattern], values: Sequence[Tensor], decoders: Sequence[Tensor], width: int
 ) -> Tensor:
-    """What active features write, shape (N, L, d).
+    """Sum what active features write, shape (N, L, d).
 
     Parameters
     ----------
@@ -215,11 +236,11 @@ def decode_active(
     width
         d.
     """
-    found: Tensor = _DecodeActive.apply(width, patterns, *values, *decoders)  # type: ignore[no-untyped-call]
+    found: Tensor = _DecodeActive.apply(width, patterns, *values, *decoders)
     return found.view(found.shape[0], len(decoders), width)
 
 
 def decode(activations: Tensor, decoders: Sequence[Tensor], width: int) -> Tensor:
-    """What features write, for dense activations of shape (L, N, F): shape (N, L, d)."""
-    found: Tensor = _Decode.apply(width, activations, *decoders)  # type: ignore[no-untyped-call]
+    """Sum what features write, for dense activations of shape (L, N, F): shape (N, L, d)."""
+    found: Tensor = _Decode.apply(width, activations, *decoders)
     return found.view(found.shape[0], len(decoders), width)

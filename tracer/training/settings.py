@@ -70,9 +70,11 @@ class TrainSettings:
         Weight of the auxiliary loss that revives dead features; None for 0.1 with ``topk`` and
         ``batchtopk``, and 0 with ``jumprelu`` (the paper's objective as it is).
     auxiliary_k
-        Dead features a layer and position that take part in the auxiliary loss.
+        Dead features a layer and position that take part in the auxiliary loss; None for k (32
+        with ``jumprelu``): shared among many more, the error would revive none of them.
     dead_after
-        Tokens without activity after which a feature counts as dead; None for 100 batches.
+        Tokens without activity after which a feature counts as dead; None for a thirtieth of the
+        run, 10 million at most.
     mix
         Share of each token class in what is drawn, ``{"answer": 0.5, …}``; tokens of classes not
         named are not drawn. Empty: all tokens alike.
@@ -84,7 +86,7 @@ class TrainSettings:
         GiB of activations that are shuffled together.
     cache
         Folder for activations as safetensors shards; None makes them anew whenever needed.
-    held_out
+    held_out_share
         Share of the sequences that figures are measured on and nothing is trained on.
     held_out_tokens
         The most tokens for these figures.
@@ -119,14 +121,14 @@ class TrainSettings:
     bandwidth: float = 1.0
     threshold: float = 0.03
     auxiliary: float | None = None
-    auxiliary_k: int = 32
+    auxiliary_k: int | None = None
     dead_after: int | None = None
     mix: dict[str, float] = field(default_factory=dict)
     zero_first: int | None = None
     context: int | None = None
     buffer: float = 1.0
     cache: str | None = None
-    held_out: float = 0.02
+    held_out_share: float = 0.02
     held_out_tokens: int = 4096
     log_every: int = 50
     evaluate_every: int = 500
@@ -176,8 +178,17 @@ class TrainSettings:
 
     @property
     def dead_tokens(self) -> int:
-        """`dead_after`, or its default for the batch."""
-        return 100 * self.batch if self.dead_after is None else self.dead_after
+        """`dead_after`, or its default for the run."""
+        if self.dead_after is not None:
+            return self.dead_after
+        return min(10_000_000, max(1, self.steps // 30) * self.batch)
+
+    @property
+    def auxiliary_features(self) -> int:
+        """`auxiliary_k`, or its default for the activation."""
+        if self.auxiliary_k is not None:
+            return self.auxiliary_k
+        return 32 if self.activation == "jumprelu" else max(1, round(self.k))
 
     def changed(self, **changes: Any) -> TrainSettings:
         """Copy with some settings changed.
@@ -190,7 +201,9 @@ class TrainSettings:
         known = asdict(self)
         for name in changes:
             if name not in known:
-                raise SettingError(f"there is no setting {name!r} of training", nearest(name, known))
+                raise SettingError(
+                    f"there is no setting {name!r} of training", nearest(name, known)
+                )
         return replace(self, **changes)
 
     def identity(self) -> str:
@@ -231,7 +244,7 @@ _RANGES: Final = (
     ("zero_first", 0, _MANY),
     ("context", 2, _MANY),
     ("buffer", 1e-6, _MANY),
-    ("held_out", 0, 0.9),
+    ("held_out_share", 0, 0.9),
     ("held_out_tokens", 1, _MANY),
     ("log_every", 1, _MANY),
     ("evaluate_every", 0, _MANY),

@@ -81,7 +81,7 @@ def initial_weights(
     generator: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> Weights:
-    """Encoders U(±1/√F), decoders U(±1/√(L·d)), biases 0, thresholds as the settings say.
+    """Draw encoders U(±1/√F), decoders U(±1/√(L·d)), biases 0, the thresholds set.
 
     The numbers are drawn on the CPU, so that they are the same on every device.
     """
@@ -132,9 +132,7 @@ def folded(
         write_scale = normalisation.write_scale.double().cpu()
         write_mean = normalisation.write_mean.double().cpu()
         encoder = weights.encoder.double().cpu() / read_scale[:, None, None]
-        bias = weights.encoder_bias.double().cpu() - torch.einsum(
-            "lfd,ld->lf", encoder, read_mean
-        )
+        bias = weights.encoder_bias.double().cpu() - torch.einsum("lfd,ld->lf", encoder, read_mean)
         decoders = []
         for layer, decoder in enumerate(weights.decoders):
             rows = decoder.double().cpu().view(settings.features, -1, weights.width)

@@ -47,6 +47,13 @@ class Folder:
         """Files that match anywhere below, within what the user chose; sorted."""
         return sorted(self.path.glob(f"{self.select or '**'}/{pattern}"))
 
+    def lacks(self, layout: str, looked_for: str) -> FormatError:
+        """Make the error for a folder that has no files of a layout."""
+        return FormatError(
+            f"{self.path}: no files of the layout {layout} in this folder",
+            f"Looked for: {looked_for}; leave the layout out to have it found",
+        )
+
     def listed(self) -> list[Path] | None:
         """Local paths of the files that ``config.yaml`` lists, one a layer; None without a list.
 

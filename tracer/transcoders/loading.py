@@ -1,7 +1,7 @@
 """Find a transcoder, on disk or on the Hugging Face hub, and open it.
 
 Which layout it is follows from its files (:mod:`tracer.transcoders.layouts`); what it is called
-follows from where it is from and from its tensors.
+follows from where it is from, from its tensors and from how they are interpreted.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
-from tracer.errors import FormatError
+from tracer.errors import FormatError, SettingError
 from tracer.tensors import fingerprint_of
 from tracer.transcoders import hub
 from tracer.transcoders.checkpoint import Checkpoint
 from tracer.transcoders.folder import Folder
 from tracer.transcoders.layouts import find_layout
+from tracer.transcoders.meaning import meaning_of
 from tracer.transcoders.transcoder import Transcoder
 
 __all__ = ["load_transcoder"]
@@ -42,7 +43,7 @@ def load_transcoder(
         local folder of that name comes first. Where a folder holds several sets, a pattern
         chooses: ``…/transcoder_all/layer_*_width_16k_l0_small``.
     revision
-        Branch, tag or commit on the hub.
+        Branch, tag or commit on the hub; a local folder has none.
     dtype, device
         Of everything that the transcoder returns; weights are stored in whatever type they are.
     lazy
@@ -51,8 +52,8 @@ def load_transcoder(
     layout
         Name of the layout, where the files do not tell.
     fingerprint
-        Whether to make the digest of the tensors. Without it the id of a local folder is its name
-        alone.
+        Whether to make the digest of the tensors and of what the configuration makes of them
+        (:mod:`tracer.transcoders.meaning`). Without it the id of a local folder is its name alone.
 
     Returns
     -------
@@ -65,12 +66,17 @@ def load_transcoder(
     FormatError
         If no layout fits, a file is missing or damaged, or shapes do not belong together.
     SettingError
-        If `layout` or `dtype` is unknown.
+        If `layout` or `dtype` is unknown, or `revision` is given with a local folder.
     """
     text = os.fspath(path_or_id)
     local, select = _split_pattern(text)
     commit: str | None = None
     if local.exists():
+        if revision:
+            raise SettingError(
+                f"revision {revision} is given, but {local} is on disk",
+                "Leave the revision out, or give a name on the hub that no local folder has",
+            )
         path = local if local.is_dir() else local.parent
         source = str(path)
     else:
@@ -79,7 +85,7 @@ def load_transcoder(
         path, commit, source = found.path, found.commit, reference.name
         revision, select = reference.revision, reference.select
     checkpoint = _read(Folder(path, hub.fetch_file, select), layout)
-    digest = fingerprint_of(checkpoint.files) if fingerprint else ""
+    digest = fingerprint_of(checkpoint.files, meaning_of(checkpoint)) if fingerprint else ""
     if commit is not None:
         name = f"{source}@{revision or commit}"
     else:
@@ -90,7 +96,7 @@ def load_transcoder(
         transcoder_id=name,
         fingerprint=digest,
         source=source,
-        revision=commit if commit is not None else revision,
+        revision=commit,
         dtype=dtype,
         device=device,
         lazy=lazy,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from tracer.transcoders.checkpoint import Activation, Checkpoint, Kind, LayerWei
 from tracer.transcoders.transcoder import Transcoder
 from tracer.transcoders.views import Held
 
-__all__ = ["PlainTranscoder", "save_transcoder"]
+__all__ = ["PlainTranscoder", "save_transcoder", "write_tensors"]
 
 
 @dataclass(frozen=True)
@@ -178,19 +179,57 @@ def save_transcoder(
         shutil.rmtree(parts, ignore_errors=True)
         parts.mkdir(parents=True)
         for file, tensors in files.items():
-            save_file({key: one.contiguous() for key, one in tensors.items()}, parts / file)
+            write_tensors(parts / file, tensors)
         (parts / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=True), "utf-8")
         folder.mkdir(parents=True, exist_ok=True)
         for path in sorted(parts.iterdir()):
             path.replace(folder / path.name)
         parts.rmdir()
+        for path in _of_layout(folder):
+            if path.name not in files:  # of a transcoder that was there before
+                path.unlink()
+    except FormatError:
+        shutil.rmtree(parts, ignore_errors=True)
+        raise
     except OSError as error:
         shutil.rmtree(parts, ignore_errors=True)
         raise FormatError(
-            f"{folder}: cannot be written ({error.strerror or error})", "Free space, or choose "
-            "another folder"
+            f"{folder}: cannot be written ({error.strerror or error})",
+            "Free space, or choose another folder",
         ) from error
     return folder
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a safetensors file whole or not at all.
+
+    Raises
+    ------
+    FormatError
+        If it cannot be written, such as on a full disk; what was there before stays.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = {name: one.detach().cpu().contiguous() for name, one in tensors.items()}
+        save_file(whole, part, metadata=dict(metadata) if metadata else None)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        part.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise FormatError(
+            f"{path}: cannot be written ({reason})", "Free space, or choose another folder"
+        ) from error
+
+
+def _of_layout(folder: Path) -> list[Path]:
+    return [
+        path
+        for pattern in ("W_enc_*.safetensors", "W_dec_*.safetensors", "layer_*.safetensors")
+        for path in folder.glob(pattern)
+    ]
 
 
 def _clt_files(transcoder: PlainTranscoder) -> dict[str, dict[str, Tensor]]:

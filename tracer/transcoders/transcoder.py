@@ -84,7 +84,8 @@ class Transcoder:
         no edge: in a graph it belongs to the errors, and :meth:`reconstruct` leaves it out unless
         told otherwise.
     transcoder_id, fingerprint
-        Hub name and revision, or folder name and fingerprint; digest of the tensors.
+        Hub name and revision, or folder name and fingerprint; digest of the tensors and of what
+        the configuration makes of them: hooks, activation, normalisation.
     activation
         :class:`~tracer.transcoders.checkpoint.Activation`.
     info
@@ -273,16 +274,18 @@ class Transcoder:
         """All that is added to ``ŷ`` of a layer whatever the input is, shape (d,)."""
         self._check_layer(layer)
         key = ("decoder_bias_total", layer)
-        if key not in self._small:
-            bias = self._vector("decoder_bias", layer)
-            if bias is None:
-                bias = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)
+        total = self._small.get(key)
+        if total is None:
+            total = self._vector("decoder_bias", layer)
+            if total is None:
+                total = torch.zeros(self.d_model, dtype=self.dtype, device=self.device)
             scale, shift = self._folded("output_scale", layer), self._folded("output_shift", layer)
             if scale is not None:
-                bias = bias * scale
-            self._small[key] = bias if shift is None else bias + shift
-        total = self._small[key]
-        return torch.zeros(self.d_model) if total is None else total
+                total = total * scale
+            if shift is not None:
+                total = total + shift
+            self._small[key] = total
+        return total
 
     def skip(self, layer: int) -> Tensor | None:
         """``W_skip``, shape (d, d), of ``ŷ += W_skip @ x``; None where there is none."""
@@ -385,7 +388,7 @@ class Transcoder:
 
     def _largest(self, layer: int, x: Tensor) -> ActiveFeatures:
         """TopK: the k features of each position with the largest pre-activations."""
-        k = min(self._layer(layer).k or self.activation.k, self.features(layer))
+        k = self._layer(layer).k or self.activation.k
         values = torch.empty((x.shape[0], 0), dtype=self.dtype, device=self.device)
         indices = torch.empty((x.shape[0], 0), dtype=torch.int64, device=self.device)
         for start, h in self._blocks(layer, x):
@@ -404,7 +407,7 @@ class Transcoder:
         size = self.features(layer) // (self._layer(layer).k or self.activation.k)
         found: list[tuple[Tensor, Tensor, Tensor]] = []
         for start, h in self._blocks(layer, x, multiple=size):
-            best = h.reshape(h.shape[0], -1, size).max(dim=2)
+            best = h.reshape(h.shape[0], h.shape[1] // size, size).max(dim=2)
             first = torch.arange(start, start + h.shape[1], size, device=self.device)
             positions, groups = (best.values > 0).nonzero(as_tuple=True)
             indices = (first + best.indices)[positions, groups]
@@ -492,3 +495,24 @@ def _check_shapes(checkpoint: Checkpoint) -> None:
                 f"layers and width {width}",
                 "Do the files belong to one checkpoint?",
             )
+        if features < 1 or width < 1:
+            raise FormatError(
+                f"layer {number}: the encoder is empty, {[features, width]}",
+                "Complete the checkpoint",
+            )
+        _check_k(number, layer.k or checkpoint.activation.k, features, checkpoint.activation.kind)
+
+
+def _check_k(layer: int, k: int, features: int, kind: str) -> None:
+    if kind not in ("topk", "groupmax"):
+        return
+    if not 1 <= k <= features:
+        raise FormatError(
+            f"layer {layer}: k is {k}, but there are {features} features",
+            "Correct k in the configuration",
+        )
+    if kind == "groupmax" and features % k:
+        raise FormatError(
+            f"layer {layer}: {features} features cannot be cut into k = {k} equal groups",
+            "Correct k in the configuration",
+        )

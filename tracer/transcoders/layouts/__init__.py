@@ -65,7 +65,8 @@ def find_layout(folder: Folder, name: str | None = None) -> Layout:
     SettingError
         If no layout is called `name`.
     FormatError
-        If the folder fits none.
+        If the folder fits none. Whether it fits the named one is for that layout's ``read`` to say:
+        a name is given because the usual signs are missing.
     """
     if name is not None:
         if name not in LAYOUTS:

@@ -26,6 +26,8 @@ def recognise(folder: Folder) -> bool:
 
 def read(folder: Folder) -> Checkpoint:
     """Read the configuration and the lists of tensors."""
+    if not recognise(folder):
+        raise folder.lacks(NAME, LOOKS_FOR)
     config, config_path = folder.config, folder.path / "config.yaml"
     kind = config.get("model_kind", "cross_layer_transcoder")
     if kind != "cross_layer_transcoder":

@@ -57,7 +57,7 @@ def _files(folder: Folder) -> list[TensorFile]:
             folder.any("layer_*.safetensors"), r"layer_(\d+)\.safetensors$", folder.path
         )
     if not paths:
-        raise FormatError(f"{folder.path}: no layer_0.safetensors, …", "Complete the checkpoint")
+        raise folder.lacks(NAME, LOOKS_FOR)
     return [open_tensors(path) for path in paths]
 
 

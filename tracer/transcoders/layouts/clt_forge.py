@@ -34,6 +34,8 @@ def recognise(folder: Folder) -> bool:
 
 def read(folder: Folder) -> Checkpoint:
     """Read the configuration and the lists of tensors."""
+    if not recognise(folder):
+        raise folder.lacks(NAME, LOOKS_FOR)
     path = folder.path / "clt_cfg.json"
     config = read_json(path)
     activation = config.get("activation_fn", "jumprelu")

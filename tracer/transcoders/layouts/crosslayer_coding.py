@@ -50,13 +50,10 @@ def recognise(folder: Folder) -> bool:
 
 def read(folder: Folder) -> Checkpoint:
     """Read the configuration and the list of tensors."""
-    path = folder.path / "cfg.json"
-    config, file = read_json(path), _weights(folder)
-    if file is None:
-        raise FormatError(
-            f"{folder.path}: no safetensors file with {_ENCODERS}.0.weight",
-            "Complete the checkpoint",
-        )
+    path, file = folder.path / "cfg.json", _weights(folder)
+    if file is None or not path.is_file():
+        raise folder.lacks(NAME, f"{LOOKS_FOR}, which holds {_ENCODERS}.0.weight")
+    config = read_json(path)
     activation = config.get("activation_fn", "jumprelu")
     if activation not in ("jumprelu", "relu"):
         raise TracingError(

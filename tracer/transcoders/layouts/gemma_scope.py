@@ -26,6 +26,8 @@ def recognise(folder: Folder) -> bool:
 def read(folder: Folder) -> Checkpoint:
     """Read the lists of tensors."""
     paths = folder.listed() or numbered(folder.under("*.npz"), r"layer_(\d+)", folder.path)
+    if not paths or any(path.suffix != ".npz" for path in paths):
+        raise folder.lacks(NAME, LOOKS_FOR)
     files = [open_tensors(path) for path in paths]
     read_hook, write_hook = folder.hooks("ln2.hook_normalized", "hook_mlp_out")
     return Checkpoint(

@@ -39,10 +39,12 @@ def read(folder: Folder) -> Checkpoint:
     found = folder.under("*params*.safetensors")
     if listed is None and len(found) == 1:
         file = open_tensors(found[0])
-        if len(file["w_enc"].shape) == 3:
+        if "w_enc" in file and len(file["w_enc"].shape) == 3:
             return _checkpoint(folder, "clt", [file], _stacked(file))
     paths = listed or numbered(found, r"layer_(\d+)", folder.path)
     files = [open_tensors(path) for path in paths]
+    if not files or "w_enc" not in files[0]:
+        raise folder.lacks(NAME, LOOKS_FOR)
     if all(len(file["w_dec"].shape) == 3 for file in files):
         layers = [_one_of_clt(file, i, len(files)) for i, file in enumerate(files)]
         return _checkpoint(folder, "clt", files, layers)

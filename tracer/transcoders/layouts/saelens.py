@@ -30,6 +30,8 @@ def recognise(folder: Folder) -> bool:
 
 def read(folder: Folder) -> Checkpoint:
     """Read the configurations and the lists of tensors."""
+    if not recognise(folder):
+        raise folder.lacks(NAME, LOOKS_FOR)
     configs = {path: read_json(path.parent / "cfg.json") for path in folder.under(_WEIGHTS)}
     ordered = _ordered(folder, configs)
     files = [open_tensors(path) for path in ordered]

@@ -44,6 +44,8 @@ def recognise(folder: Folder) -> bool:
 def read(folder: Folder) -> Checkpoint:
     """Read the configurations and the lists of tensors."""
     paths = numbered(folder.under(_WEIGHTS), r"(\d+)[^/\d]*/sae\.safetensors$", folder.path)
+    if not paths:
+        raise folder.lacks(NAME, LOOKS_FOR)
     coders = [_coder(path) for path in paths]
     cross = any(coder.targets > 1 for coder in coders)
     if cross:
