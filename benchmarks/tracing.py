@@ -25,7 +25,7 @@ from typing import Any
 
 from benchmarks.report import as_markdown, as_text
 from benchmarks.timing import machine, say
-from benchmarks.tracing_process import read_answer
+from benchmarks.tracing_process import read_answer, wait_for_quiet
 from benchmarks.tracing_report import tables_of
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -214,6 +214,7 @@ class Case:
         environment["MKL_NUM_THREADS"] = environment["OMP_NUM_THREADS"]
         environment["HF_HUB_OFFLINE"] = "1"
         command = [python, "-m", *arguments]
+        wait_for_quiet(self.given.wait)
         try:
             done = subprocess.run(
                 command,
@@ -294,6 +295,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--limit", type=float, default=400, help="seconds a process of the reference may take"
     )
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0,
+        metavar="SECONDS",
+        help="before each measurement, wait so long for other work to leave the cores (default 0)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     return parser
@@ -315,6 +323,9 @@ def _said(given: argparse.Namespace) -> list[str]:
     said += [] if given.kinds == list(KINDS) else ["--kinds", *given.kinds]
     said += [f"--repeats {given.repeats}", f"--threads {given.threads}"]
     said += ["--defaults", *map(str, given.defaults)]
+    said += ["--sizes", *(f"{t}:{n}" for t, n in given.sizes)] if given.sizes != list(SIZES) else []
+    said += ["--no-growth"] if given.no_growth else []
+    said += [f"--wait {given.wait:g}"] if given.wait else []
     return said
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Watch", "answer", "read_answer"]
+__all__ = ["Watch", "answer", "read_answer", "wait_for_quiet"]
 
 MARK = "RESULT "
 
@@ -44,6 +44,18 @@ class Watch:
             "memory_before": self._before,
             "peak_memory": _resident("VmHWM"),
         }
+
+
+def wait_for_quiet(limit: float, busy: float = 0.5, spell: float = 4.0) -> bool:
+    """Wait until other work keeps fewer than `busy` cores busy for a spell, at most `limit` s."""
+    end, quiet = time.perf_counter() + limit, 0.0
+    while quiet < spell and time.perf_counter() < end:
+        before, own, start = _snapshot()
+        time.sleep(1)
+        after, mine, now = _snapshot()
+        others = (after - before - (mine - own)) / (now - start)
+        quiet = quiet + now - start if others < busy else 0.0
+    return quiet >= spell
 
 
 def answer(figures: dict[str, Any]) -> None:

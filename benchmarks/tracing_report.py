@@ -92,6 +92,7 @@ def _times(kind: str, runs: dict[str, Runs]) -> Table:
                 _seconds(middle),
                 f"{min(spread):.2f}–{max(spread):.2f}",
                 "" if floor else _gibibytes(_memory(done)),
+                "" if floor else _gibibytes(_grown(done)),
                 f"{reference / middle:.2f}" if reference else "",
                 f"{middle / walk:.2f}" if walk else "",
                 f"{middle / products:.2f}" if products else "",
@@ -103,8 +104,9 @@ def _times(kind: str, runs: dict[str, Runs]) -> Table:
         f"Tracing with a {kind.upper()}: {one['tokens']} tokens, {one['features']:,} features, "
         f"{one['edges']:,} edges"
     )
-    header = ["", "runs", "median", "range, s", "peak memory", "× faster than batch 16"]
-    return title, [*header, "÷ walk", "÷ own products", "10⁹ multiply-adds"], rows
+    header = ["", "runs", "median", "range, s", "peak memory", "… grown by"]
+    header += ["× faster than batch 16", "÷ walk", "÷ own products", "10⁹ multiply-adds"]
+    return title, header, rows
 
 
 def _agreement(results: Results) -> Table:
@@ -235,6 +237,14 @@ def _median(runs: Runs) -> float | None:
 def _memory(runs: Runs) -> float | None:
     peaks = [run["peak_memory"] for run in runs if run and run["peak_memory"]]
     return statistics.median(peaks) if peaks else None
+
+
+def _grown(runs: Runs) -> float | None:
+    """Peak memory beyond what was resident when the trace began: libraries, model, encoders."""
+    grown = [
+        run["peak_memory"] - run["memory_before"] for run in runs if run and run["peak_memory"]
+    ]
+    return statistics.median(grown) if grown else None
 
 
 def _seconds(value: float | None) -> str:

@@ -158,7 +158,7 @@ _HOW = _options(
 @_HOW
 @store_options
 def train(session: Session, /, **options: Any) -> None:
-    """Train a transcoder on a model's MLPs, and save it in circuit-tracer's layout.
+    """Train a transcoder of a model, in circuit-tracer's layout.
 
     The corpus is shuffled and run through the model; figures on text that is held out are shown
     while it trains and kept in DIR/training/metrics.csv, checkpoints beside them. A run that was
@@ -442,7 +442,7 @@ class _LiveTable:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of sampling.")
 @store_options
 def evaluate(session: Session, /, **options: Any) -> None:
-    """Measure transcoders on a corpus: ours or published ones, side by side.
+    """Measure transcoders on a corpus, side by side.
 
     For each layer: explained variance (also on each class of tokens alone), active features, dead
     share. With every MLP replaced: how often the likeliest token stays, and KL. Over traced

@@ -329,19 +329,29 @@ def _heed_termination() -> None:
     chosen = signal.getsignal(signal.SIGTERM)
     if chosen is not signal.SIG_DFL or threading.current_thread() is not threading.main_thread():
         return
-    first: float | None = None
 
     def end(number: int, _: object) -> None:
-        nonlocal first
-        if first is None:
-            first = time.monotonic()
+        if not _told:
+            _told.append(time.monotonic())
             raise SystemExit(128 + number)
         # timeout(1) sends it twice at once; later, the program has not heeded the first one.
-        if time.monotonic() - first >= _GRACE:
+        if time.monotonic() - _told[0] >= _GRACE:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
     signal.signal(signal.SIGTERM, end)
+
+
+_told: list[float] = []  # when the first SIGTERM came
+
+
+def end_if_told() -> None:
+    """Raise again the end that SIGTERM asked for, before new work is begun.
+
+    Python drops what is raised inside a destructor, and a signal may well arrive in one.
+    """
+    if _told and threading.current_thread() is threading.main_thread():
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def _stack_size() -> int:

@@ -24,6 +24,7 @@ import pandas as pd
 
 from graphstore.claims import SILENCE_LIMIT, Claim, has_died, lock_vault
 from graphstore.deleting import clear
+from graphstore.embedded import end_if_told
 from graphstore.rows import EDGE_COLUMNS, GraphRows
 from graphstore.schema import VAULT
 from tracer.errors import StoreError
@@ -70,6 +71,7 @@ def write_graph_to(store: Client, graph: AttributionGraph, prompt_set: str | Non
     bool
         Whether the graph is new to the store.
     """
+    end_if_told()
     rows = GraphRows(graph)
     if graph.n_nodes + graph.n_edges <= _AT_ONCE_ROWS and _write_at_once(store, rows, prompt_set):
         return True

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from tracer.training.objective import _selected_dense, jumprelu, objective
+from tracer.training.objective import _selected_dense, jump, objective
 from tracer.training.settings import TrainSettings
 from tracer.training.weights import Weights, initial_weights
 
@@ -334,7 +334,10 @@ def test_jumprelu_by_hand() -> None:
     """Three numbers: below the window, inside it and above, with θ = 1, ε = 1."""
     h = torch.tensor([[[0.2], [0.8], [1.2], [3.0]]], dtype=torch.float64, requires_grad=True)
     log_threshold = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
-    a = jumprelu(h, log_threshold, 1.0)
+    norms = torch.full((1, 1), 2.0, dtype=torch.float64)
+    a, penalty, negative = jump(h, log_threshold, norms, bandwidth=1.0, steepness=4.0)
+    assert penalty.item() == pytest.approx(math.tanh(8 * 1.2) + math.tanh(8 * 3.0))
+    assert negative.item() == 0.0
     assert a.flatten().tolist() == [0.0, 0.0, 1.2, 3.0]
     a.backward(torch.tensor([[[1.0], [10.0], [100.0], [1000.0]]], dtype=torch.float64))
     assert h.grad.flatten().tolist() == [0.0, 10.0, 200.0, 1000.0]

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tracer.attribution.heads import head_loadings
     from tracer.attribution.tracing import TraceSettings, trace, trace_identity
     from tracer.convert import from_networkx, from_pandas, to_networkx, to_pandas
+    from tracer.corpora import Corpus, read_corpus
     from tracer.graph import AttributionGraph, Scores, Supernode
     from tracer.influence import (
         Flow,
@@ -40,12 +41,14 @@ if TYPE_CHECKING:
         replacement_score,
         scores,
     )
+    from tracer.training import TrainSettings, evaluate, save_transcoder, train
     from tracer.transcoders import Transcoder, load_transcoder
 
 __all__ = [
     "AttributionGraph",
     "CircuitError",
     "CircuitWarning",
+    "Corpus",
     "Flow",
     "Loading",
     "Model",
@@ -54,11 +57,13 @@ __all__ = [
     "Supernode",
     "TraceSettings",
     "Traced",
+    "TrainSettings",
     "Transcoder",
     "all_scores",
     "completeness_score",
     "edge_scores",
     "error_fraction",
+    "evaluate",
     "from_networkx",
     "from_pandas",
     "head_loadings",
@@ -72,15 +77,18 @@ __all__ = [
     "prune",
     "prune_masks",
     "pruned_identity",
+    "read_corpus",
     "read_prompts",
     "reconstruction",
     "replacement_score",
+    "save_transcoder",
     "scores",
     "to_networkx",
     "to_pandas",
     "trace",
     "trace_identity",
     "trace_many",
+    "train",
 ]
 
 _FILES: Final = {
@@ -109,6 +117,8 @@ _FILES: Final = {
         "replacement_score",
         "scores",
     ),
+    "tracer.corpora": ("Corpus", "read_corpus"),
+    "tracer.training": ("TrainSettings", "evaluate", "save_transcoder", "train"),
     "tracer.transcoders": ("Transcoder", "load_transcoder"),
 }
 _FILE_OF: Final = {name: file for file, names in _FILES.items() for name in names}

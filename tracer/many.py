@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Generator, Iterable, Iterator,
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import torch
 
@@ -206,7 +206,7 @@ def trace_many(
 
 def _check(model: Model, transcoder: Transcoder, settings: TraceSettings) -> None:
     """Refuse once, before any prompt is tried, what would be wrong with every one of them."""
-    check_fit(cast(Any, model), transcoder)  # of which it looks at layers and width alone
+    check_fit(model, transcoder)
     describe_targets(settings.targets, model)
 
 
@@ -251,8 +251,16 @@ class _Names:
         how = self.how
         model = outline_model(self.model, revision=how.revision, dtype=how.dtype)
         return model, load_transcoder(
-            self.transcoder, revision=how.transcoder_revision, layout=how.layout
+            self.transcoder,
+            revision=how.transcoder_revision,
+            dtype=self.transcoder_dtype,
+            layout=how.layout,
         )
+
+    @property
+    def transcoder_dtype(self) -> torch.dtype:
+        """Dtype that the transcoder computes in (:class:`Loading`); it enters graphs' ids."""
+        return torch.float64 if self.how.dtype == torch.float64 else torch.float32
 
     def load(self, device: str) -> tuple[Model, Transcoder]:
         """Load both, onto a device."""
@@ -269,7 +277,7 @@ class _Names:
                 load_transcoder(
                     self.transcoder,
                     revision=how.transcoder_revision,
-                    dtype=torch.float64 if how.dtype == torch.float64 else torch.float32,
+                    dtype=self.transcoder_dtype,
                     device=device,
                     lazy=how.lazy,
                     layout=how.layout,

@@ -44,6 +44,8 @@ _FOLDER: Final = "training"  # in the transcoder's folder: checkpoints and metri
 _METRICS: Final = "metrics.csv"
 _NORMALISED_ON: Final = 65_536  # tokens that means and scales are taken of
 _CUT_DECAY: Final = 0.99  # of the running mean of where the ranking is cut
+# Settings that a run may be continued without: they change nothing that is trained.
+_HARMLESS: Final = ("cache", "evaluate_every", "checkpoint_every", "log_every", "held_out_tokens")
 _CUT_BATCHES: Final = 16  # that thresholds are taken of
 
 
@@ -118,7 +120,9 @@ def train(
         clear(folder)
     found = find_checkpoint(folder, run.identity)
     if found is not None and found.finished:
-        return load_transcoder(out)
+        if (out / "config.yaml").exists():
+            return load_transcoder(out)
+        found = None  # what was made has been taken away
     if found is not None:
         run.restore(found)
     metrics = _Metrics(folder / _METRICS, run.columns, run.step)
@@ -160,7 +164,7 @@ class _Run:
             "corpus": {"fingerprint": corpus.fingerprint(), "tokens": corpus.n_tokens},
             "held_out": None if held_out is None else held_out.fingerprint(),
         }
-        for harmless in ("cache", "evaluate_every", "checkpoint_every", "log_every"):
+        for harmless in _HARMLESS:
             del self.identity["settings"][harmless]
         self.buffer = self._buffer()
         generator = torch.Generator().manual_seed(settings.seed)

@@ -16,7 +16,7 @@ sparse autoencoders"; spec, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -34,11 +34,12 @@ from tracer.training.products import (
 from tracer.training.settings import TrainSettings
 from tracer.training.weights import Weights
 
-__all__ = ["Parts", "jumprelu", "objective"]
+__all__ = ["Parts", "jump", "objective"]
 
 # Selecting looks only at scores above this share of the last cut: there are few, and the result is
 # exact all the same, because with too few of them it looks again at all.
 _NEAR: Final = 0.7
+_CACHED: Final = 1 << 19  # bytes of a block of elementwise work, of which a few are held at once
 
 
 class Parts(NamedTuple):
@@ -110,27 +111,87 @@ def objective(
     return _selected(settings, weights, reads, writes, dead, cut)
 
 
-class _JumpReLU(torch.autograd.Function):
+class _Jump(torch.autograd.Function):
+    """JumpReLU and the two sums of its penalties, some rows at a time.
+
+    A dozen elementwise steps over (L, N, F) numbers would each go through memory; in blocks that
+    stay in the processor's cache they cost a third. The backward pass makes them again.
+    """
+
     @staticmethod
-    def forward(ctx: Any, h: Tensor, log_threshold: Tensor, bandwidth: float) -> Tensor:
-        threshold = log_threshold.exp().unsqueeze(-2)
-        ctx.save_for_backward(h, threshold)
-        ctx.bandwidth = bandwidth
-        return h * (h > threshold)
+    def forward(
+        ctx: Any,
+        h: Tensor,
+        log_threshold: Tensor,
+        norms: Tensor,
+        bandwidth: float,
+        steepness: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        threshold, slope = log_threshold.exp(), steepness * norms
+        ctx.save_for_backward(h, threshold, slope)
+        ctx.bandwidth, ctx.steepness = bandwidth, steepness
+        a, scratch = torch.empty_like(h), _scratch(h, 1)[0]
+        penalty, negative = h.new_zeros(()), h.new_zeros(())
+        for layer, rows in _blocks(h):
+            block = h[layer, rows]
+            work = scratch[: len(block)]
+            torch.gt(block, threshold[layer], out=work)
+            active = torch.mul(block, work, out=a[layer, rows])
+            penalty += torch.mul(active, slope[layer], out=work).tanh_().sum()
+            negative -= torch.clamp(block, max=0, out=work).sum()
+        return a, penalty, negative
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        h, threshold = ctx.saved_tensors
-        (gradient,) = gradients
-        jump = ((h - threshold).abs() < ctx.bandwidth / 2) * gradient
-        jump *= threshold / ctx.bandwidth
-        # d log θ = θ dθ, and θ enters with the opposite sign.
-        of_threshold = -(jump.sum(dim=-2) * threshold.squeeze(-2))
-        return (h > threshold) * gradient + jump, of_threshold, None
+        h, threshold, slope = ctx.saved_tensors
+        of_a, of_penalty, of_negative = gradients
+        of_h, scratch = torch.empty_like(h), _scratch(h, 3)
+        of_threshold, of_norms = torch.zeros_like(threshold), torch.zeros_like(slope)
+        weight, less = of_penalty.item(), of_negative.item()
+        for layer, rows in _blocks(h):
+            block, theta = h[layer, rows], threshold[layer]
+            on, work, total = scratch[:, : len(block)]
+            torch.gt(block, theta, out=on)
+            torch.mul(block, on, out=work)
+            # 1 − tanh² is the slope of the penalty in c ‖W‖ a.
+            torch.mul(work, slope[layer], out=total).tanh_().square_()
+            total.mul_(-weight).add_(weight)
+            of_norms[layer] += work.mul_(total).sum(dim=0)
+            total.mul_(slope[layer]).add_(of_a[layer, rows])
+            torch.sub(block, theta, out=work).abs_()
+            torch.lt(work, ctx.bandwidth / 2, out=work)
+            work.mul_(total).mul_(theta / ctx.bandwidth)
+            of_threshold[layer] -= work.sum(dim=0)
+            result = torch.addcmul(work, total, on, out=of_h[layer, rows])
+            result.sub_(torch.lt(block, 0, out=work), alpha=less)
+        # d log θ = θ dθ.
+        return of_h, of_threshold * threshold, of_norms * ctx.steepness, None, None
 
 
-def jumprelu(h: Tensor, log_threshold: Tensor, bandwidth: float) -> Tensor:
-    """``h · 1(h > θ)`` with a straight-through gradient for h and θ.
+def _rows(h: Tensor) -> int:
+    """How many rows of a layer are worked on at once."""
+    _, n, features = h.shape
+    return n if h.is_cuda else min(n, max(1, _CACHED // (features * h.element_size())))
+
+
+def _scratch(h: Tensor, count: int) -> Tensor:
+    """Make room for so many blocks; masks are kept as numbers, which is faster here than bits."""
+    return h.new_empty(count, _rows(h), h.shape[2])
+
+
+def _blocks(h: Tensor) -> Iterator[tuple[int, slice]]:
+    """Layers and rows of (L, N, F) numbers, as many as a cache holds; on a GPU whole layers."""
+    layers, n, _ = h.shape
+    step = _rows(h)
+    for layer in range(layers):
+        for start in range(0, n, step):
+            yield layer, slice(start, min(start + step, n))
+
+
+def jump(
+    h: Tensor, log_threshold: Tensor, norms: Tensor, *, bandwidth: float, steepness: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Give ``a = h · 1(h > θ)`` a straight-through gradient for h and θ, and sum what is penalised.
 
     Parameters
     ----------
@@ -138,10 +199,19 @@ def jumprelu(h: Tensor, log_threshold: Tensor, bandwidth: float) -> Tensor:
         Pre-activations, shape (L, N, F).
     log_threshold
         log θ, shape (L, F).
-    bandwidth
-        ε.
+    norms
+        ``‖W_dec‖``, shape (L, F).
+    bandwidth, steepness
+        ε and c.
+
+    Returns
+    -------
+    Tensor, Tensor, Tensor
+        a, ``Σ tanh(c ‖W_dec‖ a)`` and ``Σ ReLU(−h)``.
     """
-    found: Tensor = _JumpReLU.apply(h, log_threshold, bandwidth)
+    found: tuple[Tensor, Tensor, Tensor] = _Jump.apply(
+        h, log_threshold, norms, bandwidth, steepness
+    )
     return found
 
 
@@ -157,10 +227,14 @@ def _penalised(
     if weights.log_threshold is None:
         raise ValueError("JumpReLU weights have thresholds")
     h = _preactivations(weights, reads)
-    a = jumprelu(h, weights.log_threshold, settings.bandwidth)
     n = reads.shape[1]
-    penalty = torch.tanh(a * (settings.steepness * weights.norms()).unsqueeze(1)).sum() / n
-    negative = torch.relu(-h).sum() / n
+    a, penalty, negative = jump(
+        h,
+        weights.log_threshold,
+        weights.norms(),
+        bandwidth=settings.bandwidth,
+        steepness=settings.steepness,
+    )
     error = _error(weights, decode(a, weights.decoders, weights.width), reads, writes)
     auxiliary = error.new_zeros(())
     if settings.auxiliary_weight and dead is not None and bool(dead.any()):
@@ -168,11 +242,11 @@ def _penalised(
         made = decode(strongest, weights.decoders, weights.width)
         auxiliary = settings.auxiliary_weight * _mean_square(made + error.detach())
     with torch.no_grad():
-        counts = (a > 0).sum(dim=1)
+        counts = a.count_nonzero(dim=1)
     return Parts(
         _mean_square(error),
-        sparsity * penalty,
-        settings.preactivation * negative,
+        sparsity / n * penalty,
+        settings.preactivation / n * negative,
         auxiliary,
         error.detach().square().sum(dim=(0, 2)),
         counts,

@@ -190,7 +190,10 @@ class _Decode(torch.autograd.Function):
         of_decoders = []
         for layer, decoder in enumerate(decoders):
             g = gradients[0][:, _span(layer, ctx.width, decoder)]
-            of_activations[layer] = g @ decoder.T
+            if g.is_cuda:
+                of_activations[layer] = g @ decoder.T
+            else:
+                torch.mm(g, decoder.T, out=of_activations[layer])
             of_decoders.append(activations[layer].T @ g)
         return None, of_activations, *of_decoders
 

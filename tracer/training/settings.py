@@ -6,8 +6,6 @@ its appendix on training; spec, section 2.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal
 
@@ -15,8 +13,6 @@ from tracer.errors import SettingError, nearest
 from tracer.transcoders.checkpoint import READ_HOOKS, WRITE_HOOKS
 
 __all__ = ["TrainSettings"]
-
-_HARMLESS: Final = ("cache", "evaluate_every", "checkpoint_every", "log_every", "held_out_tokens")
 
 
 @dataclass(frozen=True)
@@ -205,11 +201,6 @@ class TrainSettings:
                     f"there is no setting {name!r} of training", nearest(name, known)
                 )
         return replace(self, **changes)
-
-    def identity(self) -> str:
-        """Sixteen hex digits over every setting that changes what is trained."""
-        kept = {name: value for name, value in asdict(self).items() if name not in _HARMLESS}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of a step, from 0: linear up, level, linear down."""
