@@ -174,6 +174,29 @@ def test_sigterm_is_the_programs_own_where_it_has_chosen(tmp_path, chosen, statu
     assert list(tmp_path.rglob("hs_err*")) == []
 
 
+def test_sigterm_in_a_destructor_is_heeded_at_the_next_write(tmp_path, data):
+    """Python drops what a signal's handler raises there; the import would go on for hours."""
+    done = run_python(
+        """
+        import os, signal, sys, graphstore
+        class Dropped:
+            def __del__(self):
+                os.kill(os.getpid(), signal.SIGTERM)
+        sys.unraisablehook = lambda what: print(type(what.exc_value).__name__, flush=True)
+        graph = graphstore.read_graph(sys.argv[2])
+        with graphstore.connect(sys.argv[1]) as store:
+            dropped = Dropped()
+            del dropped
+            print("goes on", flush=True)
+            store.write(graph)
+            print("written", flush=True)
+        """,
+        str(tmp_path / "a.db"),
+        str(data / "graphs/gpt2_plt_ln2.circuit"),
+    )
+    assert (done.stdout, done.returncode) == ("SystemExit\ngoes on\n", 143), done.stderr
+
+
 def test_connecting_twice_in_one_process_shares_the_engine(tmp_path, graph):
     with graphstore.connect(tmp_path / "a.db") as one:
         with graphstore.connect(tmp_path / "a.db") as two:
