@@ -24,13 +24,13 @@ from benchmarks.reference_tracing import LAYERS, ZEROED
 from benchmarks.tracing_floor import Recorder, replay, walk_down
 from benchmarks.tracing_process import Watch, answer
 from tracer.attribution.edges import residual_rows, rows
+from tracer.attribution.local import LocalModel
 from tracer.attribution.selecting import feature_targets
 from tracer.attribution.targets import find_outputs
 from tracer.attribution.tracing import local_model
 
 if TYPE_CHECKING:
     from tracer.attribution.edges import Targets
-    from tracer.attribution.local import LocalModel
 
 MEASUREMENTS = ("trace", "parts", "pieces", "walk", "products")
 
@@ -93,9 +93,8 @@ def _pieces(case: Case) -> dict[str, float]:
         return made
 
     timed("trace", lambda: tracer.trace(case.model, case.transcoder, case.ids))
-    timed("forward", lambda: case.model.freeze(case.ids))
-    local = timed("local", lambda: local_model(case.model, case.transcoder, case.ids, ZEROED))
-    found["local"] -= found["forward"]
+    frozen = timed("forward", lambda: case.model.freeze(case.ids))
+    local = timed("local", lambda: LocalModel(frozen, case.transcoder, ZEROED))
     targets = timed("targets", lambda: case.targets(local))
     timed("rows", lambda: rows(local, targets))
     timed("residual", lambda: residual_rows(local, targets))

@@ -46,7 +46,7 @@ class Watch:
         }
 
 
-def wait_for_quiet(limit: float, busy: float = 0.5, spell: float = 4.0) -> bool:
+def wait_for_quiet(limit: float, busy: float, spell: float = 4.0) -> bool:
     """Wait until other work keeps fewer than `busy` cores busy for a spell, at most `limit` s."""
     end, quiet = time.perf_counter() + limit, 0.0
     while quiet < spell and time.perf_counter() < end:
