@@ -183,7 +183,15 @@ def spawn(*words) -> subprocess.Popen:
     """Start the real command in a process of its own."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
     return subprocess.Popen(
-        [sys.executable, "-m", "circuitbase", "trace", *map(str, words)],
+        [
+            "env",
+            "--default-signal=INT",
+            sys.executable,
+            "-m",
+            "circuitbase",
+            "trace",
+            *map(str, words),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

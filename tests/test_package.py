@@ -32,7 +32,7 @@ def test_the_readmes_example_runs(tmp_path):
     out = run(sys.executable, "-W", "error", "-c", example, cwd=tmp_path)
     # The golden file's replacement score; ours is traced in float32.
     assert float(out.split()[0]) == pytest.approx(0.5609827897551353, abs=1e-6)
-    assert "gpt2_clt_residmid/0/2" in out
+    assert "gpt2_clt_residmid-" in out
 
 
 def test_the_pages_examples_of_graphs_run(tmp_path):
