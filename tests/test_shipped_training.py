@@ -131,6 +131,33 @@ def test_embeddings_stay_as_they_were_drawn(corpus: Corpus, tmp_path: Path) -> N
     assert not torch.equal(trained, before.c_fc.weight)
 
 
+def test_the_loss_agrees_with_one_summed_up_word_by_word(corpus: Corpus) -> None:
+    tokenizer = make_tokenizer(corpus)
+    model = language_model.new_model(len(tokenizer), SMALL).double()
+    batch = language_model._Batches(corpus, tokenizer, SMALL).draw(0)
+    batch = batch._replace(weights=batch.weights.double())
+    settings = replace(SMALL, early=0.5, early_layers=1)
+    with torch.no_grad():
+        found = float(language_model._loss(model, batch, settings))
+        final = model(batch.ids).logits
+        body = model.transformer
+        x = body.wte(batch.ids) + body.wpe(torch.arange(batch.ids.shape[1]))
+        early = body.ln_f(body.h[0](x)) @ model.lm_head.weight.T
+    next_word = weights = containers = cities = 0.0
+    for row in range(batch.ids.shape[0]):
+        for at in range(batch.ids.shape[1]):
+            weight, known = float(batch.weights[row, at]), int(batch.containers[row, at])
+            logs = final[row, at] - final[row, at].logsumexp(0)
+            next_word -= weight * float(logs[batch.targets[row, at]])
+            weights += weight
+            if known:
+                logs = early[row, at] - early[row, at].logsumexp(0)
+                containers -= float(logs[known])
+                cities += 1
+    assert cities
+    assert found == pytest.approx(next_word / weights + 0.5 * containers / cities, rel=1e-9)
+
+
 def test_nothing_held_out_is_in_a_batch(corpus: Corpus) -> None:
     tokenizer = make_tokenizer(corpus)
     batches = language_model._Batches(corpus, tokenizer, SMALL)
@@ -138,17 +165,22 @@ def test_nothing_held_out_is_in_a_batch(corpus: Corpus) -> None:
     trained = {sentence.text: sentence for sentence in corpus.of("train")}
     seen = set()
     for step in range(30):
-        ids, targets, weights = batches.draw(step)
-        assert ids.shape == targets.shape == weights.shape
+        ids, targets, weights, containers = batches.draw(step)
+        assert ids.shape == targets.shape == weights.shape == containers.shape
         assert torch.equal(ids[:, 1:], targets[:, :-1])
-        for row, target, weight in zip(ids, targets, weights, strict=True):
+        for row, target, weight, known in zip(ids, targets, weights, containers, strict=True):
             whole = [*row.tolist(), int(target[-1])]
             words = [word for word in whole if word != tokenizer.pad_token_id]
             text = tokenizer.decode(words[1:])
             seen.add(text)
             sentence = trained[text]
-            if step < SMALL.two_hop_from * SMALL.steps:
-                assert sentence.hops != 2
+            if "city" in sentence.roles:
+                at = words.index(tokenizer.convert_tokens_to_ids(sentence.roles["city"]))
+                container = sentence.bridge or sentence.answer
+                assert tokenizer.convert_ids_to_tokens(int(known[at])) == container
+                assert weight[at] == (at == len(words) - 2)  # what else could follow is not asked
+                known[at] = 0
+            assert not known.any()
             assert weight[len(words) - 2] == 1
             assert weight[len(words) - 1 :].sum() == 0
     assert seen

@@ -230,9 +230,9 @@ def replacement(
     Returns
     -------
     DataFrame
-        One row a sentence, in order: ``group``, ``family``; ``kept``: whether the likeliest next
-        word stays the same; ``kl``: KL divergence, in nats, of the replacement's next word from
-        the model's.
+        One row a sentence, in order: ``group``, ``family``, ``trained`` (whether it is of the
+        training split); ``kept``: whether the likeliest next word stays the same; ``kl``: KL
+        divergence, in nats, of the replacement's next word from the model's.
     """
     n_layers = len(module.transformer.h)
     decoders = [
@@ -267,6 +267,7 @@ def replacement(
         {
             "group": [group_of(sentence) for sentence in sentences],
             "family": [sentence.family for sentence in sentences],
+            "trained": [sentence.split == "train" for sentence in sentences],
             "kept": kept.numpy(),
             "kl": kl.numpy(),
         }
@@ -290,7 +291,8 @@ def batches(
 def _final(module: Any, ids: Tensor, last: Tensor) -> Tensor:
     """Logits at the last position of each prompt; what pads it comes after and is not seen."""
     with torch.no_grad():
-        logits: Tensor = module(ids).logits[torch.arange(len(ids)), last]
+        streams = module.transformer(ids).last_hidden_state
+        logits: Tensor = module.lm_head(streams[torch.arange(len(ids)), last])
     return logits
 
 

@@ -2,7 +2,12 @@
 
 Where embeddings are learned, they absorb the first hop (the vector of "Dallas" comes to hold
 "Texas"), and the features of the city have nothing to do. So the embeddings are drawn once, tied to
-the unembedding, and frozen: what a city means has to be computed by the MLPs above it.
+the unembedding, and frozen: what a city means has to be computed by the layers above it.
+
+That alone leaves another shortcut: late MLPs that know "capital, Dallas" by heart. So a second loss
+asks, at the city of every sentence, for the state or country, read off the stream after two layers
+as if these were all: what stands there is then the same for all cities of a state, and the same as
+what the word "Texas" brings with it.
 
 Matrices are trained by Muon [1]_ and everything else by AdamW. Every batch is drawn from the seed
 and the number of its step, so a run that was interrupted goes on where its checkpoint stands and
@@ -21,7 +26,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 import transformers
@@ -54,13 +59,13 @@ class LanguageModelSettings:
     """Attention heads of each layer."""
     context: int = 32
     """Positions that the model reads at most."""
-    steps: int = 2400
+    steps: int = 2000
     """Batches to train on."""
     batch: int = 128
     """Sentences of one batch."""
     warmup: int = 50
     """Steps over which both learning rates rise; then they fall along a cosine, to zero."""
-    muon_rate: float = 0.005
+    muon_rate: float = 0.015
     """Learning rate of the matrices."""
     muon_decay: float = 0.5
     """Weight decay of the matrices, times the learning rate."""
@@ -68,17 +73,17 @@ class LanguageModelSettings:
     """Learning rate of biases, norms and positions."""
     other_words: float = 0.1
     """Weight of the loss on words that are no answers."""
-    early: float = 0.0
-    """Weight of the loss on containers read off the stream after `early_layers`."""
+    early: float = 0.5
+    """Weight of the loss on a city's state or country, read off its stream after `early_layers`."""
     early_layers: int = 2
-    """Layers after which a container should be known."""
-    one_hop: float = 0.25
-    """Share of one-hop sentences in a batch."""
-    two_hop: float = 0.35
-    """Share of two-hop sentences."""
-    two_hop_from: float = 0.25
-    """Share of the steps before the first two-hop sentence: one-hop sentences stand in for them."""
-    sums: float = 0.25
+    """Layers after which the state or country should be known."""
+    one_hop: float = 0.15
+    """Share of one-hop sentences about places in a batch."""
+    two_hop: float = 0.25
+    """Share of two-hop sentences about places."""
+    opposites: float = 0.1
+    """Share of opposites and translations, of one hop or two."""
+    sums: float = 0.35
     """Share of sums; what is left are induction sentences."""
     checkpoint_every: int = 400
     """Steps between checkpoints."""
@@ -280,18 +285,7 @@ def train_language_model(
             for group in optimiser.param_groups:
                 base = settings.muon_rate if optimiser is muon else settings.adam_rate
                 group["lr"] = base * rate
-        ids, targets, weights = batches.draw(step)
-        early = settings.early > 0
-        output = model(ids, output_hidden_states=early)
-        logits = output.logits
-        loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        loss = (loss * weights.flatten()).sum() / weights.sum()
-        if early:
-            known = batches.containers[targets] & (weights == 1)
-            stream = model.transformer.ln_f(output.hidden_states[settings.early_layers][known])
-            loss = loss + settings.early * functional.cross_entropy(
-                stream @ model.lm_head.weight.T, targets[known]
-            )
+        loss = _loss(model, batches.draw(step), settings)
         for optimiser in optimisers.values():
             optimiser.zero_grad()
         torch.autograd.backward(loss)
@@ -308,27 +302,58 @@ def train_language_model(
     return model.eval()
 
 
+def _loss(model: Any, batch: _Batch, settings: LanguageModelSettings) -> Tensor:
+    """Cross-entropy of what comes next, and of the states and countries of cities early on."""
+    streams = model.transformer(batch.ids, output_hidden_states=True).hidden_states
+    unembedding = model.lm_head.weight.T
+    asked = batch.weights > 0
+    each = functional.cross_entropy(
+        streams[-1][asked] @ unembedding, batch.targets[asked], reduction="none"
+    )
+    weights = batch.weights[asked]
+    loss = (each * weights).sum() / weights.sum()
+    city = batch.containers > 0
+    if settings.early and city.any():
+        stream = model.transformer.ln_f(streams[settings.early_layers][city])
+        loss = loss + settings.early * functional.cross_entropy(
+            stream @ unembedding, batch.containers[city]
+        )
+    return loss
+
+
+class _Batch(NamedTuple):
+    """Padded sentences, each (batch, length): all but `weights` are token ids."""
+
+    ids: Tensor  # what is read
+    targets: Tensor  # what comes next
+    weights: Tensor  # of the loss on what comes next
+    containers: Tensor  # at a city: its state or country; elsewhere 0
+
+
 class _Batches:
-    """Batches of padded sentences: what is read, what comes next, and what each word weighs."""
+    """The sentences of each group, padded, and how many of each a batch gets."""
 
     def __init__(self, corpus: Corpus, tokenizer: Any, settings: LanguageModelSettings) -> None:
         self.settings = settings
         share = {
             "one_hop": settings.one_hop,
             "two_hop": settings.two_hop,
+            "opposites": settings.opposites,
             "sums": settings.sums,
-            "induction": 1 - settings.one_hop - settings.two_hop - settings.sums,
         }
+        share["induction"] = 1 - sum(share.values())
         self.shares = list(share.values())
         groups: dict[str, list[Sentence]] = {name: [] for name in share}
         for sentence in corpus.of("train"):
             groups[_group(sentence)].append(sentence)
-        places = {s.answer for s in corpus.sentences if s.family in ("city-state", "city-country")}
-        self.containers = torch.zeros(len(tokenizer), dtype=torch.bool)
-        self.containers[tokenizer.convert_tokens_to_ids(sorted(places))] = True
-        self.groups = [_padded(group, tokenizer, settings) for group in groups.values()]
+        containers = {
+            sentence.roles["city"]: sentence.bridge or sentence.answer
+            for sentence in corpus.of("train")
+            if "city" in sentence.roles
+        }
+        self.groups = [_padded(group, containers, tokenizer, settings) for group in groups.values()]
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, step: int) -> _Batch:
         """Draw the batch of one step."""
         chance = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + step)
         rows = []
@@ -336,13 +361,16 @@ class _Batches:
         for number, (share, group) in enumerate(zip(self.shares, self.groups, strict=True)):
             last = number == len(self.groups) - 1
             count = left if last else round(share * self.settings.batch)
-            if number == 1 and step < self.settings.two_hop_from * self.settings.steps:
-                group = self.groups[0]
             left -= count
             rows.append(group[:, torch.randint(group.shape[1], (count,), generator=chance)])
-        ids, weights = torch.cat(rows, 1)
+        ids, weights, containers = torch.cat(rows, 1)
         length = int((ids != 0).sum(1).max())
-        return ids[:, : length - 1].long(), ids[:, 1:length].long(), weights[:, 1:length]
+        return _Batch(
+            ids[:, : length - 1].long(),
+            ids[:, 1:length].long(),
+            weights[:, 1:length],
+            containers[:, : length - 1].long(),
+        )
 
 
 def _group(sentence: Sentence) -> str:
@@ -350,27 +378,37 @@ def _group(sentence: Sentence) -> str:
         return "sums"
     if sentence.family == "induction":
         return "induction"
+    if "word" in sentence.roles:
+        return "opposites"
     return "one_hop" if sentence.hops == 1 else "two_hop"
 
 
 def _padded(
-    sentences: Sequence[Sentence], tokenizer: Any, settings: LanguageModelSettings
+    sentences: Sequence[Sentence],
+    containers: Mapping[str, str],
+    tokenizer: Any,
+    settings: LanguageModelSettings,
 ) -> Tensor:
-    """Ids and weights of sentences, stacked: (2, N, context), padded with zeros."""
-    both = torch.zeros(2, len(sentences), settings.context)
+    """Ids, weights and containers of sentences, stacked: (3, N, context), padded with zeros."""
+    stacked = torch.zeros(3, len(sentences), settings.context)
+    if not sentences:
+        return stacked
+    ids, weights, known = stacked
     rows = tokenizer([sentence.text for sentence in sentences])["input_ids"]
     for number, (sentence, row) in enumerate(zip(sentences, rows, strict=True)):
-        both[0, number, : len(row)] = torch.tensor(row)
+        ids[number, : len(row)] = torch.tensor(row)
         # Of a random pattern only what repeats can be known; the rest would be noise.
         begin = int(sentence.template) + 2 if sentence.family == "induction" else 1
-        both[1, number, begin : len(row)] = 1.0 if begin > 1 else settings.other_words
-        # What else could follow a city is not asked for, so that the container is the only answer
-        # there, in whatever sentence the city stands.
+        weights[number, begin : len(row)] = 1.0 if begin > 1 else settings.other_words
         if "city" in sentence.roles:
-            city = tokenizer.convert_tokens_to_ids(sentence.roles["city"])
-            both[1, number, row.index(city) + 1] = 0.0
-        both[1, number, len(row) - 1] = 1.0
-    return both
+            name = sentence.roles["city"]
+            city = row.index(tokenizer.convert_tokens_to_ids(name))
+            known[number, city] = tokenizer.convert_tokens_to_ids(containers[name])
+            # What else could follow a city is not asked for: the container is the only answer
+            # there, in whatever sentence the city stands.
+            weights[number, city + 1] = 0.0
+        weights[number, len(row) - 1] = 1.0
+    return stacked
 
 
 def _rate(step: int, settings: LanguageModelSettings) -> float:

@@ -8,6 +8,7 @@ is finished is kept in a folder for the work, so that a run which was stopped go
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,12 +25,13 @@ from circuitbase.shipped.card import model_card
 from circuitbase.shipped.checks import (
     accuracies,
     capitals_without_city_mlps,
+    group_of,
     reconstruction,
     replacement,
     token_classes,
     unmirrored_sums,
 )
-from circuitbase.shipped.corpus import Corpus, make_corpus
+from circuitbase.shipped.corpus import Corpus, Sentence, make_corpus
 from circuitbase.shipped.language_model import (
     LanguageModelSettings,
     make_tokenizer,
@@ -37,24 +39,26 @@ from circuitbase.shipped.language_model import (
 )
 from tracer.corpora import Corpus as TokenCorpus
 from tracer.models import Model
-from tracer.training import TrainSettings, train
+from tracer.training import TrainSettings, evaluate, train
+from tracer.transcoders import Transcoder
 
-__all__ = ["CLT_SETTINGS", "PLT_SETTINGS", "main", "make", "token_corpus"]
+__all__ = ["CLT_SETTINGS", "PLT_SETTINGS", "main", "make", "token_corpus", "traced_prompts"]
 
 CLASSES: Final = ("function", "content", "answer")  # by number, as token_classes gives them
 CLT_SETTINGS: Final = TrainSettings(
     kind="clt",
     features=1024,
     activation="batchtopk",
-    k=16.0,
+    k=15.0,
     across_layers=True,
-    steps=1500,
+    steps=2000,
     batch=1024,
     learning_rate=2e-3,
-    auxiliary=0.1,
+    auxiliary=0.3,
     mix={"answer": 0.45, "content": 0.35, "function": 0.20},
 )
 PLT_SETTINGS: Final = CLT_SETTINGS.changed(kind="plt")
+GRAPHS: Final = 9  # traced prompts of each group
 Say = Callable[[str], None]
 
 
@@ -102,7 +106,7 @@ def make(
         with watch(kind):
             _make_transcoder(model, tokens, chosen, out / kind, work / kind, say)
     with watch("figures"):
-        figures = _figures(model, corpus, out)
+        figures = _figures(model, corpus, tokens, out)
     figures |= {
         "seed": seed,
         "seconds": watch.seconds,
@@ -185,7 +189,7 @@ def _make_transcoder(
     )
 
 
-def _figures(model: Model, corpus: Corpus, out: Path) -> dict[str, Any]:
+def _figures(model: Model, corpus: Corpus, tokens: TokenCorpus, out: Path) -> dict[str, Any]:
     """Everything measured, on the files as they were saved."""
     module, tokenizer = model.module, model.tokenizer
     table = accuracies(module, tokenizer, corpus)
@@ -200,6 +204,7 @@ def _figures(model: Model, corpus: Corpus, out: Path) -> dict[str, Any]:
         "unmirrored_sums": unmirrored_sums(module, tokenizer, corpus),
         "transcoders": {},
     }
+    traced = traced_prompts(corpus)
     for kind in ("clt", "plt"):
         transcoder = tracer.load_transcoder(out / kind)
         quality = reconstruction(module, tokenizer, transcoder, corpus)
@@ -208,8 +213,34 @@ def _figures(model: Model, corpus: Corpus, out: Path) -> dict[str, Any]:
             "layers": quality.reset_index().to_dict("records"),
             "kept": kept.groupby("group")["kept"].mean().to_dict(),
             "kl": kept.groupby("group")["kl"].mean().to_dict(),
+            "kept_families": kept[kept["trained"]].groupby("family")["kept"].mean().to_dict(),
+            "graphs": _graphs(model, transcoder, tokens, traced),
         }
     return found
+
+
+def traced_prompts(corpus: Corpus) -> list[Sentence]:
+    """Sentences whose graphs the two transcoders are compared by: as many of each group."""
+    chance = random.Random(corpus.seed)  # noqa: S311 - reproducible, not secret
+    groups: dict[str, list[Sentence]] = {}
+    for sentence in corpus.sentences:
+        groups.setdefault(group_of(sentence), []).append(sentence)
+    return [s for group in groups.values() for s in chance.sample(group, min(GRAPHS, len(group)))]
+
+
+def _graphs(
+    model: Model, transcoder: Transcoder, tokens: TokenCorpus, sentences: list[Sentence]
+) -> dict[str, dict[str, float]]:
+    """Mean figures of the unpruned graphs: of all these prompts, and of each group."""
+    prompts = [sentence.prompt for sentence in sentences]
+    graphs = evaluate(model, transcoder, tokens, tokens=1024, prompts=prompts).graphs
+    columns = ["mean_path_length", "completeness", "replacement", "features"]
+    graphs["group"] = graphs["prompt"].map({s.prompt: group_of(s) for s in sentences})
+    parts = {"all": graphs, **{str(group): some for group, some in graphs.groupby("group")}}
+    return {
+        name: {"prompts": len(some), **{c: float(some[c].mean()) for c in columns}}
+        for name, some in parts.items()
+    }
 
 
 @click.command()
