@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tracer.attribution.tracing import TraceSettings, trace, trace_identity
     from tracer.convert import from_networkx, from_pandas, to_networkx, to_pandas
     from tracer.corpora import Corpus, read_corpus
+    from tracer.describing import describe_features
     from tracer.graph import AttributionGraph, Scores, Supernode
     from tracer.influence import (
         Flow,
@@ -43,13 +44,25 @@ if TYPE_CHECKING:
     )
     from tracer.training import TrainSettings, evaluate, save_transcoder, train
     from tracer.transcoders import Transcoder, load_transcoder
+    from tracer.weights.collecting import FeatureCounts, corpus_statistics, feature_counts
+    from tracer.weights.influence import global_influence, interference
+    from tracer.weights.scores import global_weights
+    from tracer.weights.selection import FeatureSelection
+    from tracer.weights.sharding import ray_statistics
+    from tracer.weights.statistics import CorpusStatistics
+    from tracer.weights.weights import GlobalInfluence, GlobalWeights
 
 __all__ = [
     "AttributionGraph",
     "CircuitError",
     "CircuitWarning",
     "Corpus",
+    "CorpusStatistics",
+    "FeatureCounts",
+    "FeatureSelection",
     "Flow",
+    "GlobalInfluence",
+    "GlobalWeights",
     "Loading",
     "Model",
     "Prompt",
@@ -61,14 +74,20 @@ __all__ = [
     "Transcoder",
     "all_scores",
     "completeness_score",
+    "corpus_statistics",
+    "describe_features",
     "edge_scores",
     "error_fraction",
     "evaluate",
+    "feature_counts",
     "from_networkx",
     "from_pandas",
+    "global_influence",
+    "global_weights",
     "head_loadings",
     "influence",
     "influence_by_length",
+    "interference",
     "load_model",
     "load_transcoder",
     "mean_path_length",
@@ -77,6 +96,7 @@ __all__ = [
     "prune",
     "prune_masks",
     "pruned_identity",
+    "ray_statistics",
     "read_corpus",
     "read_prompts",
     "reconstruction",
@@ -118,8 +138,16 @@ _FILES: Final = {
         "scores",
     ),
     "tracer.corpora": ("Corpus", "read_corpus"),
+    "tracer.describing": ("describe_features",),
     "tracer.training": ("TrainSettings", "evaluate", "save_transcoder", "train"),
     "tracer.transcoders": ("Transcoder", "load_transcoder"),
+    "tracer.weights.collecting": ("FeatureCounts", "corpus_statistics", "feature_counts"),
+    "tracer.weights.influence": ("global_influence", "interference"),
+    "tracer.weights.scores": ("global_weights",),
+    "tracer.weights.selection": ("FeatureSelection",),
+    "tracer.weights.sharding": ("ray_statistics",),
+    "tracer.weights.statistics": ("CorpusStatistics",),
+    "tracer.weights.weights": ("GlobalInfluence", "GlobalWeights"),
 }
 _FILE_OF: Final = {name: file for file, names in _FILES.items() for name in names}
 

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,11 @@ from tracer.errors import FormatError, SettingError, TracingError
 if TYPE_CHECKING:
     from tracer.models import Model
 
-__all__ = ["Corpus", "read_corpus"]
+__all__ = ["Corpus", "Record", "read_corpus", "read_records", "record_of"]
 
 _JSONL: Final = (".jsonl", ".ndjson", ".json")
+_PARQUET: Final = (".parquet", ".pq")
+_COLUMNS: Final = ("text", "prompt", "token_ids", "classes")
 _CONTEXT: Final = 256  # tokens of a piece of a long text, where nothing else is asked for
 
 
@@ -153,7 +155,8 @@ def read_corpus(
     path
         ``….jsonl`` (also ``.ndjson``, ``.json``): one object a line, with ``text`` (or ``prompt``)
         or ``token_ids``, and with these perhaps ``classes``, one name for each token (``""`` for
-        none); other keys are passed over. Anything else: a text, each line of it a sequence.
+        none); other keys are passed over. ``….parquet``: the same as columns (needs the extra
+        ``parquet``). Anything else: a text, each line of it a sequence.
     model
         Tokenizes texts, BOS in front where it has one.
     context
@@ -202,6 +205,43 @@ def read_corpus(
 
 def _records(path: Path, model: Model) -> Iterator[tuple[str, list[int], list[str]]]:
     """Token ids and classes of each line."""
+    for record in read_records(path):
+        text = record.text
+        ids = list(record.token_ids or []) if text is None else _tokenized(text, model)
+        yield record.where, ids, record.classes or [""] * len(ids)
+
+
+class Record(NamedTuple):
+    """One document of a corpus, not yet tokenized.
+
+    Attributes
+    ----------
+    where
+        File and line, for messages.
+    text, token_ids
+        One of the two.
+    classes
+        A name for each token id, or None.
+    """
+
+    where: str
+    text: str | None = None
+    token_ids: list[int] | None = None
+    classes: list[str] | None = None
+
+
+def read_records(path: str | os.PathLike[str]) -> Iterator[Record]:
+    """Read the documents of a file one after another, as :func:`read_corpus` describes them.
+
+    Raises
+    ------
+    FormatError
+        As :func:`read_corpus`; if a Parquet file is read without the extra ``parquet``.
+    """
+    path = Path(path)
+    if path.suffix.lower() in _PARQUET:
+        yield from _parquet(path)
+        return
     try:
         with path.open("rb") as file:
             for number, raw in enumerate(file, 1):
@@ -209,13 +249,32 @@ def _records(path: Path, model: Model) -> Iterator[tuple[str, list[int], list[st
                 line = _decoded(raw, where)
                 if not line.strip():
                     continue
-                if path.suffix.lower() in _JSONL:
-                    yield where, *_record(line, where, model)
-                else:
-                    ids = _tokenized(line, model)
-                    yield where, ids, [""] * len(ids)
+                yield _record(line, where) if path.suffix.lower() in _JSONL else Record(where, line)
     except OSError as error:
         raise FormatError(f"{path}: cannot be read ({error.strerror})", "Check its name") from error
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ModuleNotFoundError as error:
+        raise FormatError(
+            f"{path}: Parquet needs the package pyarrow, which a plain install leaves out",
+            "Install it with: pip install 'circuitbase[parquet]'",
+        ) from error
+    number = 0
+    try:
+        with ParquetFile(path) as file:
+            columns = [name for name in _COLUMNS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(columns=columns):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield record_of(row, f"{path}:{number}")
+    except (OSError, ArrowException) as error:
+        raise FormatError(
+            f"{path}: cannot be read as Parquet ({error})", "Check its name, or write it again"
+        ) from error
 
 
 def _decoded(raw: bytes, where: str) -> str:
@@ -238,16 +297,29 @@ def _tokenized(text: str, model: Model) -> list[int]:
     return ids if model.bos_id is None or ids[:1] == [model.bos_id] else [model.bos_id, *ids]
 
 
-def _record(line: str, where: str, model: Model) -> tuple[list[int], list[str]]:
+def _record(line: str, where: str) -> Record:
     try:
         record: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise FormatError(
             f"{where}: is not JSON ({error})", 'Write one object a line: {"text": "…"}'
         ) from error
+    return record_of(record, where)
+
+
+def record_of(record: Any, where: str) -> Record:
+    """Check one object of a file or data set: ``text`` (or ``prompt``) or ``token_ids``.
+
+    Raises
+    ------
+    FormatError
+        If it is not as :func:`read_corpus` says.
+    """
     if not isinstance(record, dict):
         raise FormatError(f"{where}: is no JSON object", 'Write {"text": "…"}')
-    text = record.get("text", record.get("prompt"))
+    text = record.get("text")
+    if text is None:
+        text = record.get("prompt")
     ids, names = record.get("token_ids"), record.get("classes")
     if (text is None) == (ids is None):
         raise FormatError(
@@ -259,14 +331,12 @@ def _record(line: str, where: str, model: Model) -> tuple[list[int], list[str]]:
             raise FormatError(f"{where}: text is not a string", 'Write {"text": "…"}')
         if names is not None:
             raise FormatError(f"{where}: classes go with token_ids", "Give token_ids, not text")
-        ids = _tokenized(text, model)
-    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        return Record(where, text)
+    if not isinstance(ids, list) or not set(map(type, ids)) <= {int}:
         raise FormatError(
             f"{where}: token_ids is not a list of whole numbers", 'Write "token_ids": [1, 17, 4]'
         )
-    if names is None:
-        names = [""] * len(ids)
-    if (
+    if names is not None and (
         not isinstance(names, list)
         or len(names) != len(ids)
         or not all(isinstance(name, str) for name in names)
@@ -274,7 +344,7 @@ def _record(line: str, where: str, model: Model) -> tuple[list[int], list[str]]:
         raise FormatError(
             f"{where}: classes is not a list of {len(ids)} names", 'Write "" for tokens of no class'
         )
-    return ids, names
+    return Record(where, token_ids=ids, classes=names)
 
 
 def _check(ids: list[int], model: Model, where: str) -> None:

@@ -8,7 +8,7 @@ and softmax are kept at float64 during the pass, so that what is recorded is flo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from tracer.errors import TracingError
 from tracer.models.families.parts import LayerParts, Norm, Parts
 
-__all__ = ["RecordedLayer", "Recording", "record"]
+__all__ = ["RecordedLayer", "Recording", "full_precision", "record"]
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,8 @@ def record(module: Any, parts: Parts, token_ids: Sequence[int]) -> Recording:
         If a module that the family names did not run, or attention gave no pattern.
     """
     ids = torch.tensor(list(token_ids), dtype=torch.long, device=parts.unembedding.device)
-    double = module.dtype == torch.float64
     tape = _Tape(parts)
-    with tape.running(), torch.no_grad(), _KeepDouble() if double else nullcontext():
+    with tape.running(), torch.no_grad(), full_precision(module):
         logits = module(input_ids=ids[None], use_cache=False, logits_to_keep=1).logits
     return Recording(
         token_ids=ids,
@@ -119,6 +118,11 @@ def record(module: Any, parts: Parts, token_ids: Sequence[int]) -> Recording:
         final_normed=tape.output("final norm"),
         logits=logits[0, -1],
     )
+
+
+def full_precision(module: Any) -> AbstractContextManager[object]:
+    """Keep a float64 model at float64 where transformers casts down; nothing for others."""
+    return _KeepDouble() if module.dtype == torch.float64 else nullcontext()
 
 
 def _layer(tape: _Tape, index: int, layer: LayerParts) -> RecordedLayer:

@@ -12,16 +12,18 @@ Source: Circuit Tracing (2025), "Building an interpretable replacement model"; s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tracer.errors import FormatError, SettingError, TracingError
-from tracer.transcoders.checkpoint import Activation, Checkpoint, Kind, LayerWeights
-from tracer.transcoders.views import FeatureRows, Held
+from tracer.transcoders.checkpoint import Activation, Checkpoint, Kind, LayerWeights, Vector
+from tracer.transcoders.views import Chosen, FeatureRows, Held
 
 __all__ = ["ActiveFeatures", "Transcoder"]
 
@@ -228,6 +230,47 @@ class Transcoder:
             positions, indices = live.nonzero(as_tuple=True)
             found.append((positions, indices + start, h[positions, indices]))
         return self._sorted(layer, *(torch.cat(part) for part in zip(*found, strict=True)))
+
+    def restricted(self, features: Sequence[NDArray[np.int64]]) -> Transcoder | None:
+        """Make a transcoder of some features of each layer, their encoders held in memory.
+
+        Parameters
+        ----------
+        features
+            For each layer, in rising order. They are numbered anew: the i-th of them is i.
+
+        Returns
+        -------
+        Transcoder or None
+            None where whether a feature is active depends on the others (``topk``, ``groupmax``).
+
+        Raises
+        ------
+        FormatError
+            As :meth:`active`.
+        """
+        if self.activation.kind in ("topk", "groupmax"):
+            return None
+        made = copy(self)
+        made._small = {}
+        made._layers = []
+        for layer, chosen in enumerate(features):
+            weights, at = self._layer(layer), torch.from_numpy(chosen)
+            rows = Held(self._take(weights.encoder, at).contiguous())
+            made._layers.append(
+                replace(
+                    weights,
+                    encoder=rows,
+                    decoder=Chosen(weights.decoder, chosen),
+                    encoder_bias=_chosen(weights.encoder_bias, at),
+                    threshold=_chosen(weights.threshold, at),
+                    feature_offset=_chosen(weights.feature_offset, at),
+                    target_offsets=None,
+                )
+            )
+        made.has_target_offsets = False
+        made.n_features = max(len(chosen) for chosen in features)
+        return made
 
     def encoder_rows(self, layer: int, indices: Tensor) -> Tensor:
         """Return encoder vectors of features, (n,) → (n, d)."""
@@ -477,6 +520,15 @@ class Transcoder:
             return Held(view.block(0, view.shape[0]).to(self.device, self.dtype).contiguous())
 
         return replace(layer, encoder=hold(layer.encoder), decoder=hold(layer.decoder))
+
+
+def _chosen(vector: Vector | None, at: Tensor) -> Vector | None:
+    """Pick entries of a vector; a single number stays what it is."""
+    if vector is None:
+        return None
+    whole = vector()
+    picked = whole if whole.ndim == 0 else whole[at.to(whole.device)]
+    return lambda: picked
 
 
 def _check_shapes(checkpoint: Checkpoint) -> None:

@@ -17,7 +17,17 @@ from torch import Tensor
 
 from tracer.tensors import Indices, StoredTensor
 
-__all__ = ["Columns", "FeatureRows", "Held", "Joined", "Rows", "Scaled", "Stacked", "Zeros"]
+__all__ = [
+    "Chosen",
+    "Columns",
+    "FeatureRows",
+    "Held",
+    "Joined",
+    "Rows",
+    "Scaled",
+    "Stacked",
+    "Zeros",
+]
 
 _COLUMN_BLOCK = 64 << 20  # bytes of a feature-last matrix that are read at once to pick columns
 
@@ -205,6 +215,27 @@ class Held:
     def take(self, features: Indices) -> Tensor:
         """Sorted, unique features."""
         return self.tensor[torch.from_numpy(features).to(self.tensor.device)]
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some features of a view, in rising order, numbered anew."""
+
+    view: FeatureRows
+    features: Indices
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(F, …)."""
+        return (len(self.features), *self.view.shape[1:])
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Features [start, stop)."""
+        return self.view.take(self.features[start:stop])
+
+    def take(self, features: Indices) -> Tensor:
+        """Sorted, unique features."""
+        return self.view.take(self.features[features])
 
 
 def _stack(parts: list[Tensor]) -> Tensor:
