@@ -189,6 +189,18 @@ def test_prompts_are_read_by_the_tracer(corpus: Corpus, tmp_path: Path) -> None:
     for prompt, sentence in zip(read, chosen, strict=True):
         assert prompt.prompt == sentence.prompt
         assert prompt.metadata["answer"] == sentence.answer
-        assert prompt.metadata["roles"] == dict(sentence.roles)
+        roles = dict(prompt.metadata["roles"])
+        named = {k: v["text"] if isinstance(v, dict) else v for k, v in roles.items()}
+        assert named == dict(sentence.roles)
         for word in sentence.roles.values():
             assert word in sentence.prompt
+
+
+def test_words_that_stand_twice_are_told_apart(corpus):
+    known = {s.id: s.record()["roles"] for s in corpus.sentences}
+    assert known["sum/plus/3+3"] == {
+        "first": {"text": "3", "nth": 1},
+        "second": {"text": "3", "nth": 2},
+    }
+    assert known["sum/plus/3+13"] == {"first": "3", "second": "13"}
+    assert {type(r["previous"]) for k, r in known.items() if k.startswith("induction")} == {dict}

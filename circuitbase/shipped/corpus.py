@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,9 +108,19 @@ class Sentence:
             "template": self.template,
             "hops": self.hops,
             "split": self.split,
-            "roles": dict(self.roles),
+            "roles": self._located(),
             **({"bridge": self.bridge} if self.bridge else {}),
         }
+
+    def _located(self) -> dict[str, str | dict[str, Any]]:
+        """Roles; a word that stands twice in the prompt, with which of the two is meant."""
+        located: dict[str, str | dict[str, Any]] = {}
+        words = list(self.roles.values())
+        for place, (role, word) in enumerate(self.roles.items()):
+            several = len(re.findall(rf"(?<!\w){re.escape(word)}(?!\w)", self.prompt)) > 1
+            nth = 1 + words[:place].count(word)
+            located[role] = {"text": word, "nth": nth} if several else word
+        return located
 
 
 @dataclass(frozen=True)

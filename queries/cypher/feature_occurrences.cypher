@@ -1,7 +1,7 @@
 // Feature occurrences
 // purpose     where a feature acts: its nodes in every graph (of a prompt set), most influence
 //             first
-// parameters  feature_id: string · prompt_set: string = null
+// parameters  feature_id: string · prompt_set: set = null
 // filled      flags: of every graph, by gno, whether it counts
 // columns     graph_id, slug, node_id, position, token, activation, influence, influence_full
 // cost        the nodes of the feature
