@@ -16,7 +16,15 @@ import re
 import signal
 import time
 import warnings
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
@@ -36,6 +44,7 @@ from tracer.errors import CircuitError, CircuitWarning, SettingError, TracingErr
 from tracer.graph import JSON, AttributionGraph
 from tracer.models import Model, load_model, outline_model
 from tracer.prompts import Prompt, as_prompt
+from tracer.roles import prompt_facts
 from tracer.transcoders import Transcoder, load_transcoder
 
 __all__ = ["Loading", "Traced", "find_devices", "trace_many"]
@@ -95,6 +104,9 @@ class Traced:
         Why it could not be traced; None otherwise.
     seconds
         How long it took.
+    source
+        What is known of the prompt, as its graph's ``source`` holds it: ``prompt_id``,
+        ``metadata``, ``roles`` (positions), ``answer_tokens``. There for a skipped prompt, too.
     """
 
     prompt: Prompt
@@ -103,6 +115,7 @@ class Traced:
     graph: AttributionGraph | None = None
     error: CircuitError | None = None
     seconds: float = 0.0
+    source: Mapping[str, JSON] = field(default_factory=dict)
 
     @property
     def status(self) -> Literal["traced", "skipped", "failed"]:
@@ -156,8 +169,8 @@ def trace_many(
     Yields
     ------
     Traced
-        One for every prompt. The graph's ``source`` holds the prompt's id as ``prompt_id``, and its
-        ``metadata``; its slug is the prompt's name.
+        One for every prompt. The graph's ``source`` holds the prompt's id as ``prompt_id``, its
+        ``metadata``, and the positions of its ``roles``; its slug is the prompt's name.
 
     Raises
     ------
@@ -311,15 +324,18 @@ class _Plan:
     prompt: Prompt
     ids: list[int]
     graph_id: str
+    source: Mapping[str, JSON]
 
     def result(self, outcome: AttributionGraph | CircuitError | None, start: float) -> Traced:
         seconds = time.monotonic() - start
         if isinstance(outcome, CircuitError):
             return Traced(self.prompt, self.place, self.graph_id, error=outcome, seconds=seconds)
-        return Traced(self.prompt, self.place, self.graph_id, outcome, seconds=seconds)
+        return Traced(
+            self.prompt, self.place, self.graph_id, outcome, seconds=seconds, source=self.source
+        )
 
     def skipped(self) -> Traced:
-        return Traced(self.prompt, self.place, self.graph_id)
+        return Traced(self.prompt, self.place, self.graph_id, source=self.source)
 
 
 def _plans(
@@ -333,10 +349,15 @@ def _plans(
         prompt = as_prompt(given)
         try:
             ids = model.tokenize(prompt.prompt)
+            facts = prompt_facts(model, prompt.prompt, ids, prompt.metadata)
         except TracingError as error:
+            if prompt.where:
+                error = TracingError(f"{prompt.where}: {error.what}", error.remedy)
             yield Traced(prompt, place, None, error=_bare(error))
             continue
-        yield _Plan(place, prompt, ids, trace_identity(model, transcoder, ids, settings))
+        told = {"prompt_id": prompt.id, "metadata": dict(prompt.metadata), **facts}
+        source = {name: value for name, value in told.items() if value}
+        yield _Plan(place, prompt, ids, trace_identity(model, transcoder, ids, settings), source)
 
 
 def _one_by_one(
@@ -374,7 +395,6 @@ def _attempt(
 ) -> AttributionGraph | CircuitError:
     """Graph of a prompt, or what is wrong with it."""
     prompt = plan.prompt
-    told: dict[str, JSON] = {"prompt_id": prompt.id, "metadata": dict(prompt.metadata)}
     try:
         graph = trace(
             model,
@@ -382,7 +402,7 @@ def _attempt(
             prompt.prompt,
             settings=task.settings,
             slug=prompt.name,
-            source={name: value for name, value in told.items() if value},
+            source=plan.source,
             progress=progress,
         )
         if graph.graph_id != plan.graph_id:
