@@ -3,7 +3,7 @@
 //             or token (by $by), as a share of that of all error nodes; the columns
 //             completeness_lost and replacement_lost sum to 1 - completeness and 1 - replacement
 //             (as stored); over several graphs, numerators and denominators are summed
-// parameters  graph_id: string = null · prompt_set: string = null · by: layer|position|token = "layer"
+// parameters  graph_id: string = null · prompt_set: set = null · by: layer|position|token = "layer"
 // filled      graph_ids: the graph, or the complete graphs of $prompt_set, or of the store
 // columns     layer, position, token, nodes, influence, share, completeness_lost, replacement_lost
 // cost        the nodes of each graph

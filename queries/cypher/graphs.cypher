@@ -1,6 +1,6 @@
 // Graphs
 // purpose     which graphs are stored, or belong to a prompt set, in the order stored
-// parameters  prompt_set: string = null
+// parameters  prompt_set: set = null
 // filled      graph_ids: the complete graphs of $prompt_set, or of the store
 // columns     graph_id, slug, prompt, model_id, transcoder_id, nodes, edges, features, unpruned, prompt_sets, created_at, stored_at
 // cost        one record a graph

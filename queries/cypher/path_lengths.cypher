@@ -2,7 +2,7 @@
 // purpose     how the influence on the logits spreads over embedding-to-logit paths of each
 //             length (edges): of each graph, or $pooled over all of them (graph_id is then null,
 //             mass the mean of the graphs' masses)
-// parameters  graph_id: string = null · prompt_set: string = null · pooled: boolean = false
+// parameters  graph_id: string = null · prompt_set: set = null · pooled: boolean = false
 // filled      graph_ids: the graph, or the complete graphs of $prompt_set, or of the store
 // columns     graph_id, length, mass, share, cumulative
 // cost        the embedding nodes of each graph

@@ -3,7 +3,7 @@
 //             and the share of the targets' weight that is lost at features without inputs;
 //             $rule says what became of the part that pruning removed (null: full where that is
 //             known, else as_stored)
-// parameters  graphs: strings = null · prompt_set: string = null · rule: full|merge|masked|as_stored = null
+// parameters  graphs: strings = null · prompt_set: set = null · rule: full|merge|masked|as_stored = null
 // filled      graph_ids: the complete graphs of $graphs and $prompt_set, or of the store
 // columns     graph_id, slug, rule, completeness, replacement, mean_path_length, lost, completeness_full, replacement_full, mean_path_length_full
 // cost        as_stored: the nodes of each graph, and the edges out of its error nodes; the other

@@ -1,7 +1,7 @@
 // Similar graphs
 // purpose     the graphs that share the most features with one: by the Jaccard index, features in
 //             both over features in either; graphs without a shared feature are left out
-// parameters  graph_id: string · prompt_set: string = null · limit: integer = 10
+// parameters  graph_id: string · prompt_set: set = null · limit: integer = 10
 // filled      flags: of every graph, by gno, whether it is compared
 // columns     graph_id, other, jaccard, shared, slug
 // cost        one pass over HAS_FEATURE of the graphs that share a feature

@@ -1,0 +1,1 @@
+"""Reports and pictures of comparisons: pages, heat maps, maps, differences."""
