@@ -2,8 +2,6 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Published graphs where they lie beside the project, else the small ones that ship with the tests.
-GRAPHS ?= $(or $(wildcard ../shared/data/graphs/*.json),$(wildcard tests/data/graphs/*.circuit))
 # Tests run side by side, each process with servers of its own; a server that is given is only one.
 JOBS ?= $(if $(NEO4J_URI),0,auto)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -19,8 +17,8 @@ $(VENV)/.made: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,trace]'
 	touch $@
 
-demo: $(VENV)/.made  ## import graphs into the embedded engine, print scores and queries
-	$(BIN)/circuitbase demo --store circuits.db $(GRAPHS)
+demo: $(VENV)/.made  ## trace the shipped model, store and ask: a story, and demo/report.html
+	$(BIN)/circuitbase demo --store circuits.db --report demo/report.html
 
 model: $(VENV)/.made  ## make the shipped model and its transcoders again; see docs/shipped-model.md
 	$(BIN)/python -m circuitbase.shipped.making
