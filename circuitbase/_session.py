@@ -70,13 +70,12 @@ def store_options(command: Callable[Concatenate[Session, P], None]) -> Callable[
 
 def _given(name: str, value: Any) -> Any:
     """Value of a shared option: given after the command, before it, or by default."""
-    context = click.get_current_context()
-    before = context.find_root()
+    context: click.Context | None = click.get_current_context()
     typed = click.core.ParameterSource.COMMANDLINE
-    if context.get_parameter_source(name) is not typed and (
-        before.get_parameter_source(name) is typed
-    ):
-        return before.params[name]
+    while context is not None:
+        if context.get_parameter_source(name) is typed:
+            return context.params[name]
+        context = context.parent
     return value
 
 
@@ -174,7 +173,7 @@ def parameters(pairs: tuple[str, ...], types: Mapping[str, str] | None = None) -
         if key in made:
             raise click.UsageError(f"Parameter {key!r} is given twice.")
         value = _value(key, text)
-        if (types or {}).get(key) in ("string", "strings") and isinstance(
+        if (types or {}).get(key) in ("string", "strings", "set") and isinstance(
             value, bool | int | float
         ):
             value = text

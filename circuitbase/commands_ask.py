@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import TYPE_CHECKING
 
@@ -105,6 +106,7 @@ def query(session: Session, name: str, pairs: tuple[str, ...], limit: int) -> No
       circuitbase query similar_graphs graph_id=night --format json
     """
     import queries as library
+    from circuitbase.output import progress_bar
 
     declared = library.describe(name).parameters
     given = parameters(pairs, {parameter.name: parameter.type for parameter in declared})
@@ -113,8 +115,16 @@ def query(session: Session, name: str, pairs: tuple[str, ...], limit: int) -> No
             given["graph_id"] = store.find(graph)
         if isinstance(graphs := given.get("graphs"), list):
             given["graphs"] = [store.find(str(graph)) for graph in graphs]
-        frame = library.run(store, name, **given)
+        function = getattr(library, name)
+        if "progress" not in inspect.signature(function).parameters:
+            frame = library.run(store, name, **given)
+        else:
+            library.describe(name).check(given)
+            with progress_bar(name) as progress:
+                frame = function(store, **given, progress=progress)
     session.print(frame, limit=limit, compact=True, empty="The query found nothing.")
+    if (found := frame.attrs.get("found", 0)) > len(frame):
+        session.say(f"{found:,} were found; raise the parameter limit to have them all")
 
 
 @click.command()

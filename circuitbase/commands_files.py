@@ -60,6 +60,7 @@ def import_(
     it is executed), GraphML and .circuit; the format is found from the content. A folder made by
     `circuitbase export --all` is taken back as a whole. A graph that is stored already is only
     added to the set. A file that cannot be read is named and skipped; the status is then 1.
+    Files of global weights (.npz, made by `circuitbase weights`) are taken, too.
 
     For example:
       circuitbase import graphs/*.json --set capitals
@@ -75,6 +76,8 @@ def import_(
         import pandas as pd
 
         names = ["file", "graph_id", "slug", "nodes", "edges", "status", "error"]
+        if any("weights_id" in record for record in records):
+            names[2:2] = ["weights_id"]
         session.print(pd.DataFrame(records, columns=names, dtype=object))
     failed = sum(record["status"] == _FAILED for record in records)
     if failed:
@@ -92,6 +95,7 @@ def import_files(
 ) -> list[dict[str, Any]]:
     """Import files one by one; print a line for each, skip those that cannot be read."""
     from circuitbase.output import progress_bar
+    from graphstore.files import holds_global_weights
     from tracer.errors import CircuitError, StoreError
 
     records: list[dict[str, Any]] = []
@@ -106,6 +110,8 @@ def import_files(
                             f"{name} is an export, taken back as it is: only --set goes with it."
                         )
                     records += _restore(session, store, path, prompt_set, progress)
+                elif holds_global_weights(path):
+                    records.append(_take_weights(session, store, path))
                 else:
                     graph = _read(path, pruning, how)
                     new = store.write(graph, prompt_set=prompt_set)
@@ -118,6 +124,20 @@ def import_files(
                 session.say(f"error: {named}")
                 records.append({"file": name, "status": _FAILED, "error": named})
     return records
+
+
+def _take_weights(session: Session, store: Store, path: Path) -> dict[str, Any]:
+    """Store the global weights of a file."""
+    from tracer.weights import GlobalWeights
+
+    weights = GlobalWeights.load(path)
+    status = _STORED if store.write_weights(weights) else _KNOWN
+    if session.format == "table":
+        session.tell(
+            f"{weights.weights_id}  {'global weights':<28} {len(weights):>7,} features "
+            f"{weights.weights.nnz:>9,} pairs  {status}"
+        )
+    return {"file": str(path), "weights_id": weights.weights_id, "status": status, "error": None}
 
 
 def _read(path: Path, pruning: tuple[float, float] | None, how: dict[str, Any]) -> AttributionGraph:
@@ -177,6 +197,8 @@ def _restore(
     new = [row for row in rows if row["graph_id"] not in before]
     if session.format == "table":
         session.tell(f"{folder}: {len(new)} graphs stored, {len(rows)} now in the store")
+        if count := len(store.weights()):
+            session.tell(f"{folder}: {count} global weights now in the store")
     return [
         {
             "file": str(folder),
@@ -198,7 +220,7 @@ def export(session: Session, words: tuple[str, ...], all_: str | None, admin: st
 
     The ending of FILE chooses the format: .json (circuit-tracer, Neuronpedia), .graphml, or
     .circuit, which alone keeps everything. For several graphs FILE holds {slug} or {id}. GRAPH is
-    an id, the beginning of one, or a slug.
+    an id, the beginning of one, or a slug; global weights, by id, go to a FILE.npz.
 
     For example:
       circuitbase export night night.circuit
@@ -235,6 +257,9 @@ def export(session: Session, words: tuple[str, ...], all_: str | None, admin: st
 def _export_graphs(session: Session, store: Store, names: tuple[str, ...], file: str) -> None:
     import graphstore
 
+    if file.endswith(".npz"):
+        _export_weights(session, store, names, file)
+        return
     if len(names) > 1 and "{slug}" not in file and "{id}" not in file:
         raise click.UsageError(
             f"{len(names)} graphs need a file each: put {{slug}} or {{id}} into its name, such as "
@@ -249,4 +274,12 @@ def _export_graphs(session: Session, store: Store, names: tuple[str, ...], file:
             raise click.UsageError(f"Two graphs would go to {path}: use {{id}} in its name.")
         graphstore.write_graph(graph, Path(path))
         written.add(path)
+        session.say(f"wrote {path}")
+
+
+def _export_weights(session: Session, store: Store, names: tuple[str, ...], file: str) -> None:
+    if len(names) > 1 and "{id}" not in file:
+        raise click.UsageError(f"{len(names)} global weights need a file each: '{{id}}.npz'.")
+    for weights_id in [store.find_weights(name) for name in names]:
+        path = store.read_weights(weights_id).save(file.replace("{id}", weights_id))
         session.say(f"wrote {path}")

@@ -1,9 +1,8 @@
-"""Commands about what is stored: graphs, sets, show, group, label, delete, verify."""
+"""Commands about what is stored: graphs, global-weights, show, group, delete, verify."""
 
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -11,12 +10,10 @@ import click
 from circuitbase._session import Session, store_options
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from graphstore import Store
     from tracer import AttributionGraph
 
-__all__ = ["delete", "graphs", "group", "label", "sets", "show", "verify"]
+__all__ = ["delete", "global_weights", "graphs", "group", "show", "verify"]
 
 
 @click.command()
@@ -42,18 +39,29 @@ def graphs(session: Session, set_: str | None) -> None:
     )
 
 
-@click.command()
+@click.command("global-weights")
 @store_options
-def sets(session: Session) -> None:
-    """List the prompt sets.
+def global_weights(session: Session) -> None:
+    """List the stored global weights.
+
+    `circuitbase weights` makes them, `circuitbase import FILE.npz` takes those of a file; queries
+    about them take weights_id, which may be left out where one is stored.
 
     For example:
-      circuitbase sets
-      circuitbase import graphs/*.json --set capitals      (makes or extends one)
+      circuitbase global-weights
+      circuitbase query hubs direction=out
+      circuitbase query global_inputs feature_id=owner/clt@main/12/4711 by=era
+      circuitbase export 3f09c2d1a4b58e76 weights.npz
+      circuitbase delete 3f09c2d1a4b58e76
     """
     with session.open() as store:
-        frame = store.sets()
-    session.print(frame, empty="No prompt sets. Make one with: circuitbase import FILE… --set NAME")
+        frame = store.weights()
+    session.print(
+        frame,
+        columns=["weights_id", "corpus_id", "norm", "features", "pairs", "tokens", "transcoder_id"],
+        names={"transcoder_id": "transcoder"},
+        empty="No global weights. Make some with: circuitbase weights",
+    )
 
 
 @click.command()
@@ -159,56 +167,11 @@ def group(
 
 
 @click.command()
-@click.argument("file", metavar="FILE.csv", type=click.Path())
-@click.option(
-    "--source", metavar="NAME", help="Where the labels are from.  [default: the file's name]"
-)
-@store_options
-def label(session: Session, file: str, source: str | None) -> None:
-    """Label features from a CSV file.
-
-    Its columns are feature_id and label.
-
-    A feature id is {transcoder}/{layer}/{index}; `circuitbase query recurring_features` lists some.
-    Labels are kept with their source.
-
-    For example:
-      circuitbase label labels.csv --source "J. Doe, by hand"
-    """
-    frame = _read_labels(Path(file))
-    with session.open() as store:
-        count = store.label(frame, source or Path(file).name)
-    session.say(f"labelled {count:,} features")
-
-
-def _read_labels(path: Path) -> pd.DataFrame:
-    import pandas as pd
-
-    from tracer.errors import FormatError
-
-    remedy = "Give a CSV file with the columns feature_id and label"
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise FormatError(f"{path}: not a CSV table ({str(error).rstrip('.')})", remedy) from error
-    except OSError as error:
-        raise FormatError(f"{path}: {error.strerror}", remedy) from error
-    if missing := [name for name in ("feature_id", "label") if name not in frame]:
-        raise FormatError(f"{path}: has no column {missing[0]!r}", remedy)
-    empty = frame["feature_id"].str.strip() == ""
-    if empty.any():
-        raise FormatError(
-            f"{path}: line {int(empty.to_numpy().argmax()) + 2} has no feature_id", remedy
-        )
-    return frame[["feature_id", "label"]]
-
-
-@click.command()
 @click.argument("graphs", metavar="GRAPH…", nargs=-1, required=True)
 @click.option("--yes", is_flag=True, help="Do not ask; needed where nobody can be asked.")
 @store_options
 def delete(session: Session, graphs: tuple[str, ...], yes: bool) -> None:
-    """Delete GRAPHs from the store, with what only they used.
+    """Delete GRAPHs or global weights, and what only they used.
 
     What cannot be undone takes whole ids: neither slugs nor beginnings of ids.
 
@@ -222,13 +185,18 @@ def delete(session: Session, graphs: tuple[str, ...], yes: bool) -> None:
         raise click.UsageError("Nobody can be asked here. Add --yes to delete without asking.")
     chosen = list(dict.fromkeys(graphs))
     with session.open() as store:
+        weights = set(store.weights()["weights_id"]) & set(chosen)
         for graph_id in chosen:  # all, before any is gone
-            store.require_id(graph_id)
+            if graph_id not in weights:
+                store.require_id(graph_id)
         if not yes and not click.confirm(f"Delete {', '.join(chosen)}?", err=True):
             session.say("nothing deleted")
             return
         for graph_id in chosen:
-            store.delete(graph_id)
+            if graph_id in weights:
+                store.delete_weights(graph_id)
+            else:
+                store.delete(graph_id)
             session.say(f"deleted {graph_id}")
 
 

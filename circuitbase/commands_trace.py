@@ -438,10 +438,19 @@ class _Run:
             "edges": graph.n_edges,
         }
 
-    def include(self, graph_id: str) -> None:
-        """Add a graph that is stored already to the set."""
-        if self.store is not None and self.prompt_set is not None:
+    def include(self, graph_id: str, result: Traced) -> None:
+        """Add a graph that is stored already to the set, and to it what its prompt says anew."""
+        if self.store is None:
+            return
+        from graphstore.metadata import add_metadata
+
+        if self.prompt_set is not None:
             self.store.include(graph_id, self.prompt_set)
+        if differ := add_metadata(self.store, graph_id, result.source):
+            named = ", ".join(differ)
+            self.session.say(
+                f"warning: {result.prompt}: its graph is stored with another {named}, which stays"
+            )
 
     def take(self, result: Traced) -> dict[str, Any]:
         """Store a result and tell of it."""
@@ -456,7 +465,7 @@ class _Run:
             "seconds": round(result.seconds, 3),
         }
         if result.error is not None:
-            text = " ".join(str(result.error).split())
+            text = " ".join(str(result.error).split()).removeprefix(f"{prompt.where}: ")
             self.session.say(f"error: {visible(str(prompt))}: {text}")
             return {**record, "status": _FAILED, "error": text}
         traced_id = result.graph_id or ""
@@ -466,7 +475,7 @@ class _Run:
             self.files[traced_id] = _file_name(result.graph.slug, traced_id)
             status = _TRACED
         else:
-            self.include(stored_id)
+            self.include(stored_id, result)
             known = _KNOWN if self.store is not None else _WRITTEN
             status = _READ if traced_id in self.read else known
         row = self.known.get(stored_id, {})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import RenderableType
 
-__all__ = ["plain", "print_frame", "print_picture", "progress_bar", "records_of"]
+__all__ = ["cells", "plain", "print_frame", "print_picture", "progress_bar", "records_of"]
 
 
 def print_frame(
@@ -141,7 +141,7 @@ def _table(frame: pd.DataFrame, names: Mapping[str, str]) -> RenderableType:
     columns: list[list[str]] = []
     for name in map(str, frame.columns):
         values = [record[name] for record in records]
-        columns.append(_cells(values))
+        columns.append(cells(values))
         numeric = any(isinstance(value, int | float) for value in values) and all(
             isinstance(value, int | float | None) and not isinstance(value, bool)
             for value in values
@@ -159,7 +159,7 @@ def _table(frame: pd.DataFrame, names: Mapping[str, str]) -> RenderableType:
     return table
 
 
-def _cells(values: Sequence[Any]) -> list[str]:
+def cells(values: Sequence[Any]) -> list[str]:
     """Texts of a column as people read it; its numbers have the same number of digits."""
     reals = [abs(value) for value in values if isinstance(value, float)]
     form = ".4f" if reals and 0.01 <= max(reals) < 1e4 else ".3g"

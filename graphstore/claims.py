@@ -1,4 +1,4 @@
-"""The right to write or remove one graph, held by one process at a time.
+"""The right to write or remove one graph (or global weights), held by one process at a time.
 
 A graph that is not complete carries who is at work on it and a heartbeat. Every step of the work
 is a transaction that first renews the heartbeat under that name, and fails if the name has changed.
@@ -13,12 +13,14 @@ pid_namespaces(7)); where a system does not tell them, only the heartbeat decide
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import socket
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar
 
 import neo4j
 from neo4j import exceptions as neo4j_errors
@@ -29,11 +31,15 @@ from tracer.errors import StoreError
 if TYPE_CHECKING:
     from graphstore.client import Client
 
-__all__ = ["SILENCE_LIMIT", "Claim", "has_died", "lock_vault"]
+__all__ = ["SILENCE_LIMIT", "STATE", "Claim", "WeightsClaim", "has_died", "lock_vault"]
 
 SILENCE_LIMIT: Final = 600.0  # seconds without a heartbeat after which a worker is taken for gone
 
+_POLL: Final = 0.5  # seconds between looks at another worker's progress
+
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 _LOCK: Final = "MATCH (v:Vault {vault_id: $vault}) SET v.claims = coalesce(v.claims, 0) + 1"
 # The vault is locked so that nobody removes unused features between a claim and its batches.
@@ -63,6 +69,17 @@ _HOLD: Final = """
 MATCH (g:Graph {graph_id: $graph_id, writer: $writer}) WHERE g.complete = false
 SET g.heartbeat = timestamp() RETURN g.graph_id AS graph_id
 """
+STATE: Final = """
+MATCH (g:Graph {graph_id: $graph_id})
+RETURN g.complete AS complete, g.writer AS writer,
+       (timestamp() - coalesce(g.heartbeat, 0)) / 1000.0 AS silent
+"""
+
+
+def _of_weights(text: str) -> str:
+    """Turn a statement about a graph into the same about global weights."""
+    return text.replace(":Graph {graph_id:", ":GlobalWeights {weights_id:")
+
 
 # Claims that this process is at work on; others under its name are from work that failed.
 _held: set[str] = set()
@@ -77,6 +94,15 @@ class Claim:
         The graph, stored or not.
     """
 
+    what: ClassVar = "graph"
+    _texts: ClassVar = {
+        "make": _MAKE,
+        "take over": _TAKE_OVER,
+        "withdraw": _WITHDRAW,
+        "hold": _HOLD,
+        "state": STATE,
+    }
+
     def __init__(self, store: Client, graph_id: str) -> None:
         self.store = store
         self.graph_id = graph_id
@@ -89,10 +115,43 @@ class Claim:
     def __exit__(self, *_: object) -> None:
         _held.discard(self.writer)
 
+    def take(self, clear: Callable[[Claim], None]) -> bool:
+        """Claim what is to be written, or wait for whoever works on it; True if it is ours.
+
+        Parameters
+        ----------
+        clear
+            Removes what an interrupted writer left.
+        """
+        told = False
+        while True:
+            found = self.store.rows(self._texts["state"], graph_id=self.graph_id)
+            if not found:
+                if self.make():
+                    return True
+                continue
+            state = found[0]
+            if state["complete"]:
+                return False
+            dead = has_died(state["writer"])
+            if dead or state["silent"] >= SILENCE_LIMIT:
+                if self.take_over(state["writer"], silent_for=0.0 if dead else SILENCE_LIMIT):
+                    name = f"{self.what} {self.graph_id}"
+                    log.warning("%s left half-written; writing it again", name)
+                    clear(self)
+                    return True
+                continue
+            if not told:
+                log.warning("%s works on %s %s; waiting", state["writer"], self.what, self.graph_id)
+                told = True
+            time.sleep(_POLL)
+
     def make(self) -> bool:
         """Make the graph's node, incomplete; False if another was faster."""
         try:
-            self.store.change(_MAKE, vault=VAULT, graph_id=self.graph_id, writer=self.writer)
+            self.store.change(
+                self._texts["make"], vault=VAULT, graph_id=self.graph_id, writer=self.writer
+            )
         except StoreError as error:
             if isinstance(error.__cause__, neo4j_errors.ConstraintError):
                 return False
@@ -102,7 +161,7 @@ class Claim:
     def take_over(self, previous: str | None, *, silent_for: float = 0.0) -> bool:
         """Take an incomplete graph from who worked on it, if still silent for so many seconds."""
         taken = self.store.change(
-            _TAKE_OVER,
+            self._texts["take over"],
             **{"from": previous or ""},
             vault=VAULT,
             graph_id=self.graph_id,
@@ -113,21 +172,29 @@ class Claim:
 
     def withdraw(self, tx: neo4j.ManagedTransaction) -> bool:
         """Make a complete graph incomplete and ours; False if it is not complete."""
-        done = tx.run(_WITHDRAW, graph_id=self.graph_id, writer=self.writer).single()
+        done = tx.run(self._texts["withdraw"], graph_id=self.graph_id, writer=self.writer).single()
         return done is not None
 
     def run(self, work: Callable[[neo4j.ManagedTransaction], T]) -> T:
         """Run a function in one transaction that fails if the claim was lost."""
 
         def held(tx: neo4j.ManagedTransaction) -> T:
-            if tx.run(_HOLD, graph_id=self.graph_id, writer=self.writer).single() is None:
+            given = {"graph_id": self.graph_id, "writer": self.writer}
+            if tx.run(self._texts["hold"], given).single() is None:
                 raise StoreError(
-                    f"graph {self.graph_id} was taken over by another process",
+                    f"{self.what} {self.graph_id} was taken over by another process",
                     "This one was silent too long; run it again",
                 )
             return work(tx)
 
         return self.store.transact(held, merges=True)
+
+
+class WeightsClaim(Claim):
+    """The right to work on global weights; `graph_id` is their id."""
+
+    what = "global weights"
+    _texts: ClassVar = {name: _of_weights(text) for name, text in Claim._texts.items()}
 
 
 def lock_vault(tx: neo4j.ManagedTransaction) -> None:

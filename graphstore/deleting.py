@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "clear",
     "drop_unknown_entries",
+    "drop_unused",
     "interrupted",
     "remove_graph",
     "remove_interrupted",
@@ -32,14 +33,17 @@ _BATCH: Final = 5_000
 
 _WITHDRAW_EDGES: Final = """
 MATCH (g:Graph {graph_id: $graph_id})-[:HAS_EDGE]->(x:FeatureEdge)
-WITH x, x.graphs AS graphs, x.shares AS shares, x.weights AS weights, g.gno AS gno
+WITH x, x.graphs AS graphs, x.shares AS shares, x.weights AS weights,
+     x.influences AS influences, g.gno AS gno
 WITH x, [i IN range(0, size(graphs) - 1) WHERE graphs[i] <> gno] AS kept,
-     graphs, shares, weights
+     graphs, shares, weights, influences
 WITH x, [i IN kept | graphs[i]] AS graphs, [i IN kept | shares[i]] AS shares,
-     [i IN kept | weights[i]] AS weights
-SET x.graphs = graphs, x.shares = shares, x.weights = weights, x.n_graphs = size(graphs),
+     [i IN kept | weights[i]] AS weights, [i IN kept | coalesce(influences[i], -1.0)] AS influences
+SET x.graphs = graphs, x.shares = shares, x.weights = weights, x.influences = influences,
+    x.n_graphs = size(graphs), x.n_positive = size([y IN weights WHERE y > 0]),
     x.sum_share = reduce(z = 0.0, y IN shares | z + y),
-    x.sum_weight = reduce(z = 0.0, y IN weights | z + y)
+    x.sum_weight = reduce(z = 0.0, y IN weights | z + y),
+    x.sum_influence = reduce(z = 0.0, y IN influences | z + y)
 RETURN collect(x.edge_id) AS touched
 """
 # Collected first, deleted then: the embedded engine skips relationships that a statement deletes
@@ -80,14 +84,21 @@ _WRITER: Final = """
 MATCH (g:Graph {graph_id: $graph_id}) WHERE g.complete = false RETURN g.writer AS writer
 """
 _WRITING: Final = """
-MATCH (g:Graph) WHERE g.complete = false AND g.graph_id <> $graph_id AND g.heartbeat > 0
-RETURN count(g) AS n
+OPTIONAL MATCH (g:Graph)
+WHERE g.complete = false AND g.graph_id <> $graph_id AND g.heartbeat > 0
+WITH count(g) AS graphs
+OPTIONAL MATCH (w:GlobalWeights)
+WHERE w.complete = false AND w.weights_id <> $graph_id AND w.heartbeat > 0
+WITH graphs, count(w) AS weights
+RETURN graphs + weights AS n
 """
 _UNUSED: Final = """
 UNWIND $ids AS id
 MATCH (f:Feature {feature_id: id})
 WHERE f.label IS NULL AND f.statistics IS NULL
   AND NOT (f)<-[:INSTANCE_OF]-() AND NOT (f)<-[:HAS_FEATURE]-() AND NOT (f)-[:VIRTUAL]-()
+  AND NOT (f)<-[:COVERS]-()
+  AND NOT (f)<-[:INVOLVES]-()
 RETURN collect(f.feature_id) AS ids
 """
 _DROP_FEATURES: Final = "UNWIND $ids AS id MATCH (f:Feature {feature_id: id}) DELETE f"
@@ -160,13 +171,21 @@ def _remove_batch(tx: neo4j.ManagedTransaction, graph_id: str) -> int:
     if not found["nodes"]:
         return 0
     tx.run(_DROP_NODES, ids=found["nodes"]).consume()
+    drop_unused(tx, found["features"], graph_id)
+    return len(found["nodes"])
+
+
+def drop_unused(tx: neo4j.ManagedTransaction, features: list[str], own: str) -> None:
+    """Drop those of some features that nothing uses, the vault being locked.
+
+    They are left, and left for later, while somebody writes or deletes something else than `own`.
+    """
     # Somebody who is writing may have counted on a feature that nothing uses yet.
-    unused = tx.run(_UNUSED, ids=found["features"]).single(strict=True)["ids"]
-    if unused and tx.run(_WRITING, graph_id=graph_id).single(strict=True)["n"]:
+    unused = tx.run(_UNUSED, ids=features).single(strict=True)["ids"]
+    if unused and tx.run(_WRITING, graph_id=own).single(strict=True)["n"]:
         tx.run(_LEAVE, vault=VAULT).consume()
     elif unused:
         tx.run(_DROP_FEATURES, ids=unused).consume()
-    return len(found["nodes"])
 
 
 _NUMBERS: Final = """
@@ -175,15 +194,18 @@ RETURN collect(g.gno) AS numbers
 """
 _KNOWN_ENTRIES: Final = """
 MATCH (x:FeatureEdge)
-WITH x, x.graphs AS graphs, x.shares AS shares, x.weights AS weights
-WITH x, graphs, shares, weights,
+WITH x, x.graphs AS graphs, x.shares AS shares, x.weights AS weights,
+     x.influences AS influences
+WITH x, graphs, shares, weights, influences,
      [i IN range(0, size(graphs) - 1) WHERE coalesce($flags[graphs[i]], false) | i] AS kept
 WHERE size(kept) < size(graphs) OR x.n_graphs <> size(graphs)
 WITH x, [i IN kept | graphs[i]] AS graphs, [i IN kept | shares[i]] AS shares,
-     [i IN kept | weights[i]] AS weights
-SET x.graphs = graphs, x.shares = shares, x.weights = weights, x.n_graphs = size(graphs),
+     [i IN kept | weights[i]] AS weights, [i IN kept | coalesce(influences[i], -1.0)] AS influences
+SET x.graphs = graphs, x.shares = shares, x.weights = weights, x.influences = influences,
+    x.n_graphs = size(graphs), x.n_positive = size([y IN weights WHERE y > 0]),
     x.sum_share = reduce(z = 0.0, y IN shares | z + y),
-    x.sum_weight = reduce(z = 0.0, y IN weights | z + y)
+    x.sum_weight = reduce(z = 0.0, y IN weights | z + y),
+    x.sum_influence = reduce(z = 0.0, y IN influences | z + y)
 RETURN collect(x.edge_id) AS touched
 """
 
@@ -227,6 +249,8 @@ _ALL_UNUSED: Final = """
 MATCH (f:Feature)
 WHERE f.label IS NULL AND f.statistics IS NULL
   AND NOT (f)<-[:INSTANCE_OF]-() AND NOT (f)<-[:HAS_FEATURE]-() AND NOT (f)-[:VIRTUAL]-()
+  AND NOT (f)<-[:COVERS]-()
+  AND NOT (f)<-[:INVOLVES]-()
 RETURN f.feature_id AS feature_id
 """
 

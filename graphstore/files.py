@@ -22,7 +22,7 @@ from graphstore.formats.torch_graph import read_torch
 from tracer.errors import FormatError, nearest
 from tracer.graph import AttributionGraph
 
-__all__ = ["FORMATS", "Format", "Limits", "read_graph", "write_graph"]
+__all__ = ["FORMATS", "Format", "Limits", "holds_global_weights", "read_graph", "write_graph"]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,15 @@ def read_graph(
     check_size(path, limits)
     options = {"transcoder": transcoder, "model": model, "drop_dangling": drop_dangling}
     return _recognise(path).read(path, limits, options)
+
+
+def holds_global_weights(path: str | os.PathLike[str]) -> bool:
+    """Whether a file says that it is one of :meth:`tracer.GlobalWeights.save`, not of a graph."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("header.npy") as header:
+            return b'"circuitbase global weights"' in header.read(4096)
+    except (OSError, KeyError, RuntimeError, zipfile.BadZipFile, NotImplementedError):
+        return False
 
 
 def write_graph(graph: AttributionGraph, path: str | os.PathLike[str]) -> None:

@@ -12,7 +12,7 @@ from scipy.sparse import csr_array
 
 from graphstore.rows import SCORE_NAMES
 from tracer.errors import NotFoundError, StoreError
-from tracer.graph import NODE_COLUMNS, RULES, AttributionGraph, Rule, Scores, Supernode
+from tracer.graph import NODE_COLUMNS, RULES, AttributionGraph, Rule, Scores, Supernode, node_table
 
 if TYPE_CHECKING:
     from graphstore.client import Client
@@ -91,7 +91,7 @@ def _read_nodes(store: Client, record: dict[str, Any]) -> pd.DataFrame:
         rows.extend(page[0]["nodes"])
     _expect(record, "nodes", len(rows))
     names = ("kind", "layer", "position", "index")
-    return pd.DataFrame(
+    return node_table(
         {
             name: [row.get(name) for row in rows]
             for name in NODE_COLUMNS

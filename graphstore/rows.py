@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from graphstore.metadata import described
 from graphstore.schema import SCHEMA_VERSION
 from tracer.errors import StoreError
 from tracer.graph import AttributionGraph
@@ -91,6 +92,7 @@ class GraphRows:
             "n_edges": graph.n_edges,
             "n_features": len(self.features),
             "n_tokens": len(graph.tokens),
+            **described(graph),
         }
         for rule, scores in all_scores(graph, flow=self.flow).items():
             for name in SCORE_NAMES:
@@ -177,10 +179,12 @@ class GraphRows:
 
     @cached_property
     def feature_edges(self) -> pd.DataFrame:
-        """Pairs of features with an edge: ``source``, ``target``, ``share``, ``weight``.
+        """Pairs of features with an edge.
 
-        The share of a pair is the mean over the target feature's nodes of the sum over source
-        positions of ``share`` (so at most 1); its weight is the sum of the signed weights.
+        Columns: ``source``, ``target``, ``share``, ``weight``, ``influence``. The
+        share of a pair is the mean over the target feature's nodes of the sum over source positions
+        of ``share`` (so at most 1); its weight is the sum of the signed weights, its influence that
+        of the scores: what runs over the pair of the influence on the logits.
         """
         graph = self.graph
         sources, targets, columns = self.edges
@@ -189,8 +193,8 @@ class GraphRows:
         code = np.full(graph.n_nodes, -1)
         code[graph.is_feature] = codes
         occurrences = np.bincount(codes, minlength=len(names))
-        weight, share = columns[0], columns[1]
-        if weight is None or share is None:  # pragma: no cover - both are always there
+        weight, share, score = columns[:3]
+        if weight is None or share is None or score is None:  # pragma: no cover - always there
             raise StoreError("edges without weights", "Report this as a defect")
         ends = code[sources[between]] * len(names) + code[targets[between]]
         pairs, place = np.unique(ends, return_inverse=True)
@@ -202,6 +206,7 @@ class GraphRows:
                 "target": names[t],
                 "share": shares / occurrences[t],
                 "weight": np.bincount(place, weights=weight[between], minlength=len(pairs)),
+                "influence": np.bincount(place, weights=score[between], minlength=len(pairs)),
             }
         )
 

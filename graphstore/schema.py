@@ -32,6 +32,7 @@ KEYS: Final = {
     "Corpus": "corpus_id",
     "GlobalWeights": "weights_id",
     "FeatureEdge": "edge_id",
+    "Circuit": "name",
 }
 
 # What people look up beside the keys. None on n_graphs: it changes with every graph, and a range

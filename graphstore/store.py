@@ -10,6 +10,12 @@ from typing import Any
 import neo4j
 import pandas as pd
 
+from graphstore.circuits import (
+    delete_circuit,
+    keep_circuit,
+    list_circuits,
+    read_circuit_record,
+)
 from graphstore.client import Client
 from graphstore.connection import open_connection
 from graphstore.deleting import (
@@ -19,13 +25,33 @@ from graphstore.deleting import (
     remove_left_features,
     remove_unused_features,
 )
+from graphstore.describing import describe_stored_features
 from graphstore.grouping import group_nodes, label_features
+from graphstore.metadata import add_metadata, checked_metadata
 from graphstore.reading import read_stored_graph
 from graphstore.schema import ensure_schema
+from graphstore.sets import (
+    Combination,
+    combine,
+    drop_set,
+    exclude_graphs,
+    graphs_where,
+    ids_of_answer,
+    include_graphs,
+    list_sets,
+    members,
+)
 from graphstore.verifying import verify_store
+from graphstore.weights import find_weights, list_weights, read_weights_from, write_weights_to
+from graphstore.weights_deleting import (
+    interrupted_weights,
+    remove_interrupted_weights,
+    remove_weights,
+)
 from graphstore.writing import write_graph_to
-from tracer.errors import NotFoundError, QueryError, nearest
+from tracer.errors import NotFoundError, QueryError, StoreError, nearest
 from tracer.graph import AttributionGraph
+from tracer.weights import GlobalWeights
 
 __all__ = ["Store", "connect"]
 
@@ -88,7 +114,11 @@ def _clean_up(store: Store) -> None:
     for graph_id in left:
         log.warning("removing graph %s, whose writing was interrupted", graph_id)
         remove_interrupted(store, graph_id, silent_for=0)
-    if left:
+    half = interrupted_weights(store, silent_for=0)
+    for weights_id in half:
+        log.warning("removing global weights %s, whose writing was interrupted", weights_id)
+        remove_interrupted_weights(store, weights_id, silent_for=0)
+    if left or half:
         remove_unused_features(store)
     else:
         remove_left_features(store)
@@ -230,13 +260,14 @@ class Store(Client):
         prompt_sets, created_at, stored_at.
         """
         if prompt_set is not None:
-            self._known_set(prompt_set)
+            members(self, prompt_set)  # it must be known
         found = self.rows(
             """
             MATCH (g:Graph) WHERE g.complete = true
             OPTIONAL MATCH (p:PromptSet)-[:INCLUDES]->(g)
             WITH g, collect(p.name) AS sets
-            WHERE $prompt_set IS NULL OR $prompt_set IN sets
+            WHERE $prompt_set IS NULL
+               OR any(s IN sets WHERE s = $prompt_set OR s STARTS WITH $below)
             RETURN g.graph_id AS graph_id, g.slug AS slug, g.prompt AS prompt,
                    g.model_id AS model_id, g.transcoder_id AS transcoder_id, g.n_nodes AS nodes,
                    g.n_edges AS edges, g.n_features AS features, sets AS prompt_sets,
@@ -244,6 +275,7 @@ class Store(Client):
             ORDER BY gno
             """,
             prompt_set=prompt_set,
+            below=f"{prompt_set}/",
         )
         columns = [
             *("graph_id", "slug", "prompt", "model_id", "transcoder_id", "nodes", "edges"),
@@ -290,18 +322,151 @@ class Store(Client):
     # Sets, supernodes, labels ------------------------------------------------------------------
 
     def sets(self) -> pd.DataFrame:
-        """One row a prompt set: name, description, graphs."""
-        found = self.rows(
-            """
-            MATCH (p:PromptSet)
-            OPTIONAL MATCH (p)-[:INCLUDES]->(g:Graph) WHERE g.complete = true
-            WITH p, count(g) AS graphs
-            RETURN p.name AS name, p.description AS description, graphs ORDER BY name
-            """
-        )
-        table = pd.DataFrame(found, columns=["name", "description", "graphs"])
-        table["description"] = pd.Series([row["description"] for row in found], dtype=object)
-        return table
+        """One row a prompt set: name, description, graphs.
+
+        Sets are nested by their names: the graphs of ``capitals`` are its own and those of
+        ``capitals/states``. A set above others is listed even where nobody made it.
+        """
+        return list_sets(self)
+
+    def fill_set(
+        self,
+        name: str,
+        where: Mapping[str, Any] | None = None,
+        /,
+        *,
+        graphs: Sequence[str] | None = None,
+        cypher: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        within: str | Sequence[str] | None = None,
+        **more: Any,
+    ) -> list[str]:
+        """Add graphs to a prompt set: by hand, by what is known of their prompts, or by a query.
+
+        Parameters
+        ----------
+        name
+            The set, made if new; ``capitals/states`` lies in ``capitals``.
+        where
+            Conditions, all of which hold: keys of the metadata (``template``, ``family``,
+            ``answer``, ``hops``, ``language``, ``split``, or any other), ``right`` (the most
+            probable token is the answer), ``model_id``, ``transcoder_id``, ``prompt_id``,
+            ``slug``, ``unpruned``; each a value, or a list of values any of which will do.
+        graphs
+            Graphs by hand: ids, beginnings of ids or slugs.
+        cypher, parameters
+            A query that returns ``graph_id``, and its parameters.
+        within
+            Only graphs of this set (or of this list).
+        **more
+            Conditions as keywords: ``fill_set("two-hop", hops=2, right=True)``.
+
+        Returns
+        -------
+        list of str
+            Ids of the graphs that were found, in the order stored; they are in the set now.
+
+        Raises
+        ------
+        NotFoundError
+            If no graph, set or key of the metadata has a name.
+        StoreError
+            If nothing says which graphs, or the query returns no ids.
+        QueryError
+            If the engine refuses the query.
+        """
+        conditions = {**(where or {}), **more}
+        if graphs is None and cypher is None and not conditions and within is None:
+            raise StoreError(
+                f"nothing says which graphs set {name!r} gets",
+                "Give conditions (hops=2), graphs, or cypher",
+            )
+        ids = graphs_where(self, conditions, within)
+        if graphs is not None:
+            chosen = set(members(self, [graphs] if isinstance(graphs, str) else graphs))
+            ids = [graph_id for graph_id in ids if graph_id in chosen]
+        if cypher is not None:
+            rows = self.cypher(cypher, parameters=parameters or {}).to_dict("records")
+            chosen = set(ids_of_answer([{str(k): v for k, v in row.items()} for row in rows]))
+            ids = [graph_id for graph_id in ids if graph_id in chosen]
+        include_graphs(self, name, ids)
+        return ids
+
+    def combine_sets(
+        self,
+        how: Combination,
+        sets: Sequence[str | Sequence[str]],
+        into: str | None = None,
+    ) -> list[str]:
+        """Union, intersection or difference of prompt sets.
+
+        Parameters
+        ----------
+        how
+            ``union``, ``intersection``, or ``difference`` (the first without the others).
+        sets
+            Names of sets, or lists of graphs.
+        into
+            Set that gets the graphs, made if new; left out, nothing is stored.
+
+        Returns
+        -------
+        list of str
+            Ids of the graphs; every query takes such a list in the place of a set's name.
+
+        Raises
+        ------
+        NotFoundError
+            If no set or graph has a name.
+        StoreError
+            If `how` is unknown, or no set is given.
+        """
+        return combine(self, how, sets, into)
+
+    def exclude(self, graph_id: str, prompt_set: str) -> None:
+        """Take a graph out of a prompt set; both stay.
+
+        Raises
+        ------
+        NotFoundError
+            If no graph or set has the name.
+        """
+        exclude_graphs(self, prompt_set, [self.find(graph_id)])
+
+    def drop_set(self, name: str) -> None:
+        """Remove a prompt set; its graphs and the sets below it stay.
+
+        Raises
+        ------
+        NotFoundError
+            If no set has the name.
+        """
+        drop_set(self, name)
+
+    def annotate(self, graph_id: str, metadata: Mapping[str, Any]) -> list[str]:
+        """Add metadata to a stored graph: what is there stays, and its id does not change.
+
+        Parameters
+        ----------
+        graph_id
+            The graph: its id, or a name that :meth:`find` understands.
+        metadata
+            ``template``, ``family``, ``answer``, ``hops``, ``language``, ``split``, or any other.
+
+        Returns
+        -------
+        list of str
+            Keys that are stored with another value, which was kept.
+
+        Raises
+        ------
+        NotFoundError
+            If no graph has the name.
+        StoreError
+            If a value is no JSON, or has not the type of its key.
+        """
+        checked = checked_metadata(metadata)
+        return add_metadata(self, self.find(graph_id), {"metadata": checked})
 
     def add_set(self, name: str, description: str | None = None) -> None:
         """Make a prompt set, or describe one."""
@@ -356,6 +521,147 @@ class Store(Client):
             If an id is none; then no label is stored.
         """
         return label_features(self, labels, source)
+
+    def describe_features(
+        self, table: pd.DataFrame, progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Keep what a corpus told of features: figures, examples, and computed labels.
+
+        Parameters
+        ----------
+        table
+            What :func:`tracer.describe_features` returns: ``feature_id``, ``density``,
+            ``mean_activation``, ``max_activation``, ``statistics``, ``examples``, and perhaps
+            ``label`` with a ``label_source`` that begins with ``computed:``.
+        progress
+            Called with how many features are described, and how many there are.
+
+        Returns
+        -------
+        int
+            How many features were described; those not yet seen in a graph are made. Figures and
+            computed labels that are there are replaced; a label of another source (given by hand,
+            or in a graph file) stays.
+
+        Raises
+        ------
+        StoreError
+            If an id is none, or a figure or text is not as it should be; then nothing is stored.
+        """
+        return describe_stored_features(self, table, progress)
+
+    # Global weights ----------------------------------------------------------------------------
+
+    def write_weights(self, weights: GlobalWeights) -> bool:
+        """Store global weights: their features, pairs, and influence where it is attached.
+
+        Readers see all of it or nothing. Weights that are stored already are left as they are;
+        influence is added to them where they have none.
+
+        Returns
+        -------
+        bool
+            Whether they are new to the store.
+        """
+        new = write_weights_to(self, weights)
+        if new:
+            remove_left_features(self)
+        return new
+
+    def read_weights(self, weights_id: str | None = None) -> GlobalWeights:
+        """Read global weights back, equal to those written.
+
+        Parameters
+        ----------
+        weights_id
+            Their id, or its beginning; left out, the only ones stored.
+
+        Raises
+        ------
+        NotFoundError
+            If no complete ones, or more than one, are called so.
+        """
+        return read_weights_from(self, self.find_weights(weights_id))
+
+    def weights(self) -> pd.DataFrame:
+        """One row for each stored submatrix of global weights, in the order stored.
+
+        Columns: weights_id, corpus_id, norm, features, pairs, tokens, model_id, transcoder_id,
+        influence_by, stored_at.
+        """
+        return list_weights(self)
+
+    def delete_weights(self, weights_id: str) -> None:
+        """Remove global weights and the features that only they used.
+
+        Parameters
+        ----------
+        weights_id
+            Their whole id: what cannot be undone takes no beginning of an id.
+
+        Raises
+        ------
+        NotFoundError
+            If no complete ones have this id.
+        """
+        if self.find_weights(weights_id) != weights_id:
+            raise NotFoundError(
+                f"{weights_id!r} is the beginning of an id, and deleting takes whole ids only",
+                f"Name them as {self.find_weights(weights_id)}",
+            )
+        remove_weights(self, weights_id)
+
+    def find_weights(self, name: str | None = None) -> str:
+        """Id of the global weights that have this id, or this beginning of one.
+
+        Parameters
+        ----------
+        name
+            Left out, the only ones stored.
+
+        Raises
+        ------
+        NotFoundError
+            If none are called so, or several; the message lists them.
+        """
+        return find_weights(self, name)
+
+    # Circuits: made and read by queries.consensus_circuit, keep_circuit, read_circuit -----------
+
+    def circuits(self) -> pd.DataFrame:
+        """One row a kept circuit: name, features, edges, min_share, graphs, transcoder_id, …."""
+        return list_circuits(self)
+
+    def circuit(self, name: str) -> dict[str, Any]:
+        """Read the record of a kept circuit; :func:`queries.read_circuit` makes it an object.
+
+        Raises
+        ------
+        NotFoundError
+            If none has the name.
+        """
+        return read_circuit_record(self, name)
+
+    def keep_circuit(self, record: Mapping[str, Any]) -> None:
+        """Keep the record of a circuit under its name; see :func:`queries.keep_circuit`.
+
+        Raises
+        ------
+        StoreError
+            If there is a circuit of this name, or the record is malformed.
+        """
+        keep_circuit(self, record)
+
+    def delete_circuit(self, name: str) -> None:
+        """Remove a kept circuit; features that nothing else uses go with it.
+
+        Raises
+        ------
+        NotFoundError
+            If none has the name.
+        """
+        delete_circuit(self, name)
+        remove_unused_features(self)
 
     # Checking ----------------------------------------------------------------------------------
 
@@ -424,11 +730,3 @@ class Store(Client):
                 f"parameter {twice[0]!r} is given in parameters and as a keyword", "Give it once"
             )
         return self.run_named("query", text, given | more, write=write)
-
-    def _known_set(self, name: str) -> None:
-        known = [row["name"] for row in self.rows("MATCH (p:PromptSet) RETURN p.name AS name")]
-        if name not in known:
-            raise NotFoundError(
-                f"no prompt set {name!r} is stored",
-                nearest(name, known) or "circuitbase sets lists what is",
-            )

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from graphstore import dialect
+from graphstore.circuits import check_circuit, read_circuit_record
 from graphstore.claims import SILENCE_LIMIT
 from graphstore.deleting import (
     drop_unknown_entries,
@@ -24,9 +25,13 @@ from graphstore.deleting import (
     remove_unused_features,
     withdraw_summaries,
 )
+from graphstore.describing import all_descriptions, problem_of
+from graphstore.metadata import described
 from graphstore.reading import read_stored_graph
 from graphstore.rows import EDGE_COLUMNS, GraphRows, edge_id
 from graphstore.schema import KEYS, VAULT, schema_statements
+from graphstore.weights_checks import check_weights, repair_weights
+from graphstore.weights_deleting import interrupted_weights
 from graphstore.writing import add_summaries
 from tracer.errors import CircuitError
 
@@ -74,6 +79,7 @@ def _repair(store: Client) -> None:
         store.change(statement)
     for graph_id in interrupted(store):
         remove_interrupted(store, graph_id, silent_for=SILENCE_LIMIT)
+    repair_weights(store)
     remove_strays(store)
     remove_unused_features(store)
     for label in _INDEXED:
@@ -87,6 +93,9 @@ def _repair_summaries(store: Client) -> None:
     broken = []
     for row in store.rows(_COMPLETE):
         graph = read_stored_graph(store, row["id"])
+        known = {name: value for name, value in described(graph).items() if value not in (None, [])}
+        if _differing(known, store.rows(_PROPERTIES, graph_id=row["id"])[0]["properties"]):
+            store.change(_DESCRIBE, graph_id=row["id"], properties=known)
         if any(_check_summaries(store, GraphRows(graph))):
             broken.append(graph)
 
@@ -112,6 +121,9 @@ def _problems(store: Client, progress: Callable[[int, int], None] | None) -> Ite
         if progress is not None:
             progress(done, len(graphs))
     yield from _check_totals(store)
+    yield from _check_descriptions(store)
+    yield from _check_circuits(store)
+    yield from (Problem(*found) for found in check_weights(store))
 
 
 # The whole store -------------------------------------------------------------------------------
@@ -138,6 +150,8 @@ _UNUSED: Final = """
 MATCH (f:Feature)
 WHERE f.label IS NULL AND f.statistics IS NULL
   AND NOT (f)<-[:INSTANCE_OF]-() AND NOT (f)<-[:HAS_FEATURE]-() AND NOT (f)-[:VIRTUAL]-()
+  AND NOT (f)<-[:COVERS]-()
+  AND NOT (f)<-[:INVOLVES]-()
 RETURN f.feature_id AS id LIMIT 100
 """
 _STRAY: Final = {
@@ -157,7 +171,8 @@ def _check_keys(store: Client) -> Iterator[Problem]:
     for problem, text in _STRAY.items():
         for row in store.rows(text):
             yield Problem("stray", row["id"], problem)
-    if not interrupted(store, silent_for=0):  # somebody who writes makes features first
+    # Somebody who writes makes features first.
+    if not interrupted(store, silent_for=0) and not interrupted_weights(store, silent_for=0):
         for row in store.rows(_UNUSED):
             yield Problem("stray", row["id"], "feature that nothing uses; --repair removes it")
     for label in _INDEXED:
@@ -166,16 +181,29 @@ def _check_keys(store: Client) -> Iterator[Problem]:
             yield Problem("index", value, problem)
 
 
+def _check_descriptions(store: Client) -> Iterator[Problem]:
+    """Figures of features are shares and finite numbers, and their texts can be read."""
+    for row in all_descriptions(store):
+        problem = problem_of(row)
+        if problem is not None:
+            yield Problem("feature", row["feature_id"], f"its description {problem}")
+
+
 _TOTALS: Final = """
 MATCH (x:FeatureEdge)
 WITH x.edge_id AS id, x.n_graphs AS n, x.graphs AS graphs, x.shares AS shares,
-     x.weights AS weights, x.sum_share AS sum_share, x.sum_weight AS sum_weight
-WITH id, n, sum_share, sum_weight, size(graphs) AS g, size(shares) AS s, size(weights) AS w,
+     x.weights AS weights, coalesce(x.influences, []) AS influences, x.n_positive AS positive,
+     x.sum_share AS sum_share, x.sum_weight AS sum_weight, x.sum_influence AS sum_influence
+WITH id, n, sum_share, sum_weight, sum_influence, positive,
+     size(graphs) AS g, size(shares) AS s, size(weights) AS w, size(influences) AS f,
+     size([y IN weights WHERE y > 0]) AS all_positive,
      reduce(z = 0.0, y IN shares | z + y) AS all_shares,
-     reduce(z = 0.0, y IN weights | z + y) AS all_weights
-WITH id, g, n = g AND g = s AND g = w AND g > 0
+     reduce(z = 0.0, y IN weights | z + y) AS all_weights,
+     reduce(z = 0.0, y IN influences | z + y) AS all_influences
+WITH id, g, n = g AND g = s AND g = w AND g = f AND g > 0 AND positive = all_positive
      AND abs(sum_share - all_shares) <= $tolerance * (1.0 + abs(all_shares))
-     AND abs(sum_weight - all_weights) <= $tolerance * (1.0 + abs(all_weights)) AS sound
+     AND abs(sum_weight - all_weights) <= $tolerance * (1.0 + abs(all_weights))
+     AND abs(sum_influence - all_influences) <= $tolerance * (1.0 + abs(all_influences)) AS sound
 RETURN sum(g) AS entries, [id IN collect(CASE WHEN sound THEN null ELSE id END) | id] AS unsound
 """
 _ENTRIES: Final = """
@@ -209,6 +237,21 @@ def _check_totals(store: Client) -> Iterator[Problem]:
         )
 
 
+def _check_circuits(store: Client) -> Iterator[Problem]:
+    """Kept circuits have the features and edges that they count."""
+    for row in store.rows("MATCH (c:Circuit) RETURN c.name AS name, properties(c) AS properties"):
+        try:
+            record = read_circuit_record(store, row["name"])
+            check_circuit(record)
+        except (CircuitError, ValueError) as error:
+            problem = error.what if isinstance(error, CircuitError) else "its edges are damaged"
+            yield Problem("circuit", row["name"], problem)
+            continue
+        for part in ("features", "edges"):
+            if (found := len(record[part])) != (told := row["properties"].get(f"n_{part}")):
+                yield Problem("circuit", row["name"], f"has {found} {part}, its record says {told}")
+
+
 # One graph -------------------------------------------------------------------------------------
 
 _LINKS: Final = """
@@ -221,10 +264,13 @@ RETURN collect(f.feature_id) AS ids, collect(h.influence) AS influence
 """
 _HAS_EDGE: Final = """
 MATCH (g:Graph {graph_id: $graph_id})-[h:HAS_EDGE]->(x:FeatureEdge)
-WITH g.gno AS gno, h, x.edge_id AS id, x.graphs AS graphs, x.shares AS shares, x.weights AS weights
-WITH h, id, shares, weights, [i IN range(0, size(graphs) - 1) WHERE graphs[i] = gno] AS at
-RETURN id, h.share AS share, h.weight AS weight, size(at) AS times,
-       shares[at[0]] AS listed_share, weights[at[0]] AS listed_weight
+WITH g.gno AS gno, h, x.edge_id AS id, x.graphs AS graphs, x.shares AS shares,
+     x.weights AS weights, coalesce(x.influences, []) AS influences
+WITH h, id, shares, weights, influences,
+     [i IN range(0, size(graphs) - 1) WHERE graphs[i] = gno] AS at
+RETURN id, h.share AS share, h.weight AS weight, coalesce(h.influence, -1.0) AS influence,
+       size(at) AS times, shares[at[0]] AS listed_share, weights[at[0]] AS listed_weight,
+       coalesce(influences[at[0]], -1.0) AS listed_influence
 """
 _NODES: Final = """
 MATCH (:Graph {graph_id: $graph_id})-[:CONTAINS]->(n:Node)
@@ -238,6 +284,7 @@ MATCH (s:Node)-[r:CONTRIBUTES]->(t)
 RETURN collect([t.ord, s.ord, r.weight, r.share, r.score, r.share_full, r.residual, r.attention])
        AS edges
 """
+_DESCRIBE: Final = "MATCH (g:Graph {graph_id: $graph_id}) SET g += $properties"
 _PROPERTIES: Final = "MATCH (g:Graph {graph_id: $graph_id}) RETURN properties(g) AS properties"
 
 
@@ -319,17 +366,16 @@ def _check_summaries(store: Client, rows: GraphRows) -> Iterator[Problem]:
     listed = {row["id"]: row for row in store.rows(_HAS_EDGE, graph_id=graph_id)}
     pairs = rows.feature_edges
     expected = {
-        edge_id(source, target): (share, weight)
-        for source, target, share, weight in pairs.itertuples(index=False)
+        edge_id(source, target): values for source, target, *values in pairs.itertuples(index=False)
     }
     if set(listed) != set(expected):
         yield Problem("summary", graph_id, "HAS_EDGE differs from the graph's feature pairs")
         return
-    for name, (share, weight) in expected.items():
+    for name, wanted in expected.items():
         row = listed[name]
-        values = (row["share"], row["listed_share"], row["weight"], row["listed_weight"])
-        wanted = (share, share, weight, weight)
-        if row["times"] != 1 or not np.allclose(values, wanted, rtol=_TOLERANCE, atol=1e-15):
+        values = [row[each] for each in ("share", "weight", "influence")]
+        values += [row[f"listed_{each}"] for each in ("share", "weight", "influence")]
+        if row["times"] != 1 or not np.allclose(values, wanted * 2, rtol=_TOLERANCE, atol=1e-15):
             yield Problem("summary", name, f"entry of graph {graph_id} differs from its edges")
 
 

@@ -11,8 +11,6 @@ A graph that fits one batch, as pruned graphs do, is written in one transaction:
 from __future__ import annotations
 
 import datetime as dt
-import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -22,7 +20,7 @@ import neo4j
 import numpy as np
 import pandas as pd
 
-from graphstore.claims import SILENCE_LIMIT, Claim, has_died, lock_vault
+from graphstore.claims import STATE, Claim, lock_vault
 from graphstore.deleting import clear
 from graphstore.embedded import end_if_told
 from graphstore.rows import EDGE_COLUMNS, GraphRows
@@ -39,9 +37,6 @@ __all__ = ["add_summaries", "write_graph_to"]
 _TRANSACTION_ROWS: Final = 20_000
 _STATEMENT_ROWS: Final = 10_000
 _AT_ONCE_ROWS: Final = 20_000  # graphs of so many nodes and edges take one transaction
-_POLL: Final = 0.5  # seconds between looks at another writer's progress
-
-log = logging.getLogger(__name__)
 
 
 class Step(NamedTuple):
@@ -76,7 +71,7 @@ def write_graph_to(store: Client, graph: AttributionGraph, prompt_set: str | Non
     if graph.n_nodes + graph.n_edges <= _AT_ONCE_ROWS and _write_at_once(store, rows, prompt_set):
         return True
     with Claim(store, graph.graph_id) as claim:
-        if _take(claim):
+        if claim.take(clear):
             for steps in _grouped(_steps(rows)):
                 claim.run(partial(run_steps, steps=steps))
             publication = _publication(rows, prompt_set)
@@ -89,12 +84,12 @@ def write_graph_to(store: Client, graph: AttributionGraph, prompt_set: str | Non
 def _write_at_once(store: Client, rows: GraphRows, prompt_set: str | None) -> bool:
     """Write a graph in one transaction; False, with nothing done, if there is one of its id."""
     graph_id = rows.graph.graph_id
-    if store.rows(_STATE, graph_id=graph_id):
+    if store.rows(STATE, graph_id=graph_id):
         return False
 
     def work(tx: neo4j.ManagedTransaction, ahead: list[Future[list[Step]]]) -> bool:
         lock_vault(tx)  # nobody else makes this graph, or removes features that it will use
-        if tx.run(_STATE, graph_id=graph_id).single() is not None:
+        if tx.run(STATE, graph_id=graph_id).single() is not None:
             return False
         tx.run(_MAKE, graph_id=graph_id).consume()
         for steps in ahead[:-1]:
@@ -115,36 +110,6 @@ def _listed(part: Callable[[GraphRows], Iterable[Step]], rows: GraphRows) -> lis
 
 
 _MAKE: Final = "CREATE (:Graph {graph_id: $graph_id, complete: false})"
-_STATE: Final = """
-MATCH (g:Graph {graph_id: $graph_id})
-RETURN g.complete AS complete, g.writer AS writer,
-       (timestamp() - coalesce(g.heartbeat, 0)) / 1000.0 AS silent
-"""
-
-
-def _take(claim: Claim) -> bool:
-    """Claim the graph, or wait for whoever works on it; True if it is ours to write."""
-    told = False
-    while True:
-        found = claim.store.rows(_STATE, graph_id=claim.graph_id)
-        if not found:
-            if claim.make():
-                return True
-            continue
-        state = found[0]
-        if state["complete"]:
-            return False
-        dead = has_died(state["writer"])
-        if dead or state["silent"] >= SILENCE_LIMIT:
-            if claim.take_over(state["writer"], silent_for=0.0 if dead else SILENCE_LIMIT):
-                log.warning("graph %s was left half-written; writing it again", claim.graph_id)
-                clear(claim)
-                return True
-            continue
-        if not told:
-            log.warning("%s works on graph %s; waiting", state["writer"], claim.graph_id)
-            told = True
-        time.sleep(_POLL)
 
 
 def run_steps(tx: neo4j.ManagedTransaction, steps: Iterable[Step]) -> None:
@@ -318,12 +283,15 @@ MATCH (g:Graph {graph_id: $graph_id})
 UNWIND $rows AS r
 WITH g, r, $names[r[0]] AS s, $names[r[1]] AS t
 MERGE (x:FeatureEdge {edge_id: s + ' -> ' + t})
-ON CREATE SET x.source = s, x.target = t, x.n_graphs = 1, x.sum_share = r[2],
-              x.sum_weight = r[3], x.graphs = [g.gno], x.shares = [r[2]], x.weights = [r[3]]
-ON MATCH SET x.n_graphs = x.n_graphs + 1, x.sum_share = x.sum_share + r[2],
-             x.sum_weight = x.sum_weight + r[3], x.graphs = x.graphs + g.gno,
-             x.shares = x.shares + r[2], x.weights = x.weights + r[3]
-CREATE (g)-[:HAS_EDGE {share: r[2], weight: r[3]}]->(x)
+ON CREATE SET x.source = s, x.target = t, x.n_graphs = 1, x.n_positive = r[5],
+              x.sum_share = r[2], x.sum_weight = r[3], x.sum_influence = r[4], x.graphs = [g.gno],
+              x.shares = [r[2]], x.weights = [r[3]], x.influences = [r[4]]
+ON MATCH SET x.n_graphs = x.n_graphs + 1, x.n_positive = x.n_positive + r[5],
+             x.sum_share = x.sum_share + r[2], x.sum_weight = x.sum_weight + r[3],
+             x.sum_influence = x.sum_influence + r[4], x.graphs = x.graphs + g.gno,
+             x.shares = x.shares + r[2], x.weights = x.weights + r[3],
+             x.influences = x.influences + r[4]
+CREATE (g)-[:HAS_EDGE {share: r[2], weight: r[3], influence: r[4]}]->(x)
 """
 _LABELS: Final = """
 UNWIND $rows AS r
@@ -383,7 +351,8 @@ def _summaries(rows: GraphRows) -> list[Step]:
     pairs = rows.feature_edges
     codes, names = pd.factorize(np.concatenate([pairs["source"], pairs["target"]]))
     columns = [column.tolist() for column in np.split(codes, 2)]
-    columns += [pairs[name].tolist() for name in ("share", "weight")]
+    columns += [pairs[name].tolist() for name in ("share", "weight", "influence")]
+    columns.append((pairs["weight"] > 0).astype("int64").tolist())
     for batch in _batches(list(zip(*columns, strict=True))):
         n = len(batch)
         given = {"graph_id": graph_id, "rows": batch, "names": list(names)}

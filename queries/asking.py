@@ -8,13 +8,30 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pandas as pd
 
+from graphstore.sets import with_above
 from queries.library import Query, describe
 from tracer.errors import NotFoundError, QueryError, nearest
 
 if TYPE_CHECKING:
     from graphstore import Store
 
-__all__ = ["Chosen", "ask", "choose", "choose_one_or_set", "find_node", "table", "unpacked"]
+__all__ = [
+    "Chosen",
+    "GraphSet",
+    "ask",
+    "check_share",
+    "choose",
+    "choose_one_or_set",
+    "comparable",
+    "find_node",
+    "one_transcoder",
+    "table",
+    "unpacked",
+]
+
+# Graphs that a question is about: a prompt set (with the sets below it) by name, or graphs, each by
+# id, beginning of an id or slug.
+GraphSet = str | Sequence[str]
 
 
 def ask(
@@ -74,17 +91,21 @@ def table(query: str, frame: pd.DataFrame) -> pd.DataFrame:
 # fmt: off
 _INTEGERS: Final = frozenset((
     "layer", "position", "index", "length", "rank", "hop", "graphs", "shared", "nodes", "edges",
-    "features",
+    "features", "offset", "other_graphs", "size", "pairs", "hops",
+    "cofiring", "inputs", "outputs",
 ))
 _REALS: Final = frozenset((
     "mass", "share", "cumulative", "completeness", "replacement", "mean_path_length", "lost",
     "completeness_full", "replacement_full", "mean_path_length_full", "activation",
     "probability", "influence", "error_fraction", "influence_full", "weight", "score",
     "strength", "embedding", "feature", "error", "completeness_lost", "replacement_lost",
-    "mean_influence", "mean_weight", "mean_share", "jaccard",
+    "mean_influence", "mean_weight", "mean_share", "jaccard", "sign_agreement",
+    "mean_activation", "max_activation", "density", "other_share", "difference", "square",
+    "era", "twera", "standard_error_era", "standard_error_twera", "expected_source", "input",
+    "output", "residual", "local_share", "global_share",
 ))
 # fmt: on
-_BOOLEANS: Final = frozenset(["unpruned"])
+_BOOLEANS: Final = frozenset(["unpruned", "complete", "source_acts"])
 
 
 def unpacked(answer: pd.DataFrame) -> pd.DataFrame:
@@ -108,10 +129,16 @@ class Chosen(NamedTuple):
     flags
         Whether a graph is one of them, by gno: on the embedded engine, a look into a list of
         flags is many times faster than a search in a list of ids.
+    gnos
+        Their numbers, in the order of `ids`.
+    transcoders
+        Ids of the transcoders whose features they have, each once.
     """
 
     ids: list[str]
     flags: list[bool]
+    gnos: list[int]
+    transcoders: list[str]
 
     def at_least(self, query: str, min_graphs: int, min_share: float | None) -> int:
         """How many graphs `min_graphs`, or `min_share` where given, ask for.
@@ -138,40 +165,125 @@ class Chosen(NamedTuple):
 
 _ALL: Final = """
 MATCH (g:Graph) WHERE g.complete = true
-RETURN g.graph_id AS graph_id, g.gno AS gno ORDER BY gno
+RETURN g.graph_id AS graph_id, g.gno AS gno, g.transcoder_id AS transcoder_id ORDER BY gno
 """
+# Sets are nested by their names: capitals/states lies in capitals.
 _SET: Final = """
-MATCH (:PromptSet {name: $name})-[:INCLUDES]->(g:Graph) WHERE g.complete = true
-RETURN g.graph_id AS graph_id, g.gno AS gno ORDER BY gno
+MATCH (p:PromptSet)-[:INCLUDES]->(g:Graph)
+WHERE (p.name = $name OR p.name STARTS WITH $below) AND g.complete = true
+RETURN DISTINCT g.graph_id AS graph_id, g.gno AS gno, g.transcoder_id AS transcoder_id ORDER BY gno
+"""
+_NAMED: Final = """
+UNWIND $ids AS id
+MATCH (g:Graph {graph_id: id}) WHERE g.complete = true
+RETURN g.graph_id AS graph_id, g.gno AS gno, g.transcoder_id AS transcoder_id
 """
 _SETS: Final = "MATCH (p:PromptSet) RETURN p.name AS name ORDER BY name"
 
 
 def choose(
-    store: Store, graphs: Sequence[str] | None = None, prompt_set: str | None = None
+    store: Store, graphs: Sequence[str] | None = None, prompt_set: GraphSet | None = None
 ) -> Chosen:
     """Complete graphs that are named, or of a prompt set, or (neither) of the store.
+
+    Parameters
+    ----------
+    store
+        The store.
+    graphs
+        Graphs by id, beginning of an id or slug.
+    prompt_set
+        Name of a set, which stands for its graphs and those of the sets below it
+        (``capitals`` for ``capitals/states``, too); or a list, as `graphs`.
 
     Raises
     ------
     NotFoundError
         If no graph or set has the name; the message suggests the nearest.
     """
+    if prompt_set is not None and not isinstance(prompt_set, str):
+        graphs = prompt_set
     if graphs is not None:
-        return Chosen(list(dict.fromkeys(store.find(name) for name in graphs)), [])
-    if prompt_set is None:
-        rows = store.rows(_ALL)
-    else:
+        return _named(store, graphs)
+    if isinstance(prompt_set, str):
         check_set(store, prompt_set)
-        rows = store.rows(_SET, name=prompt_set)
+        return _chosen(store.rows(_SET, name=prompt_set, below=f"{prompt_set}/"))
+    return _chosen(store.rows(_ALL))
+
+
+def _chosen(rows: Sequence[dict[str, Any]]) -> Chosen:
     flags = [False] * (1 + max((row["gno"] for row in rows), default=-1))
     for row in rows:
         flags[row["gno"]] = True
-    return Chosen([row["graph_id"] for row in rows], flags)
+    names = dict.fromkeys(row["transcoder_id"] for row in rows if row["transcoder_id"] is not None)
+    return Chosen(
+        [row["graph_id"] for row in rows], flags, [row["gno"] for row in rows], list(names)
+    )
+
+
+def _named(store: Store, names: Sequence[str]) -> Chosen:
+    """Graphs in the order named, once each; mostly they are ids, which one look-up finds."""
+    rows = {row["graph_id"]: row for row in store.rows(_NAMED, ids=list(dict.fromkeys(names)))}
+    ids = list(dict.fromkeys(name if name in rows else store.find(name) for name in names))
+    if missing := [graph_id for graph_id in ids if graph_id not in rows]:
+        rows |= {row["graph_id"]: row for row in store.rows(_NAMED, ids=missing)}
+    return _chosen([rows[graph_id] for graph_id in ids if graph_id in rows])
+
+
+def comparable(store: Store, query: str, prompt_set: GraphSet | None) -> Chosen:
+    """Choose graphs whose features can be compared: some, and all of one transcoder.
+
+    Raises
+    ------
+    NotFoundError
+        If no graph or set has the name.
+    QueryError
+        If there is no graph, or they are of several transcoders, which are named.
+    """
+    chosen = choose(store, prompt_set=prompt_set)
+    if not chosen.ids:
+        what = f"set {prompt_set!r}" if isinstance(prompt_set, str) else "the selection"
+        raise QueryError(
+            f"query {query}: {what} holds no graph",
+            "Fill it with circuitbase trace, import or sets make, or name another",
+        )
+    one_transcoder(query, chosen)
+    return chosen
+
+
+def one_transcoder(query: str, *chosen: Chosen) -> str | None:
+    """Id of the one transcoder whose features graphs have; None where none has any.
+
+    Raises
+    ------
+    QueryError
+        If there are several: their features are not comparable.
+    """
+    names = list(dict.fromkeys(name for each in chosen for name in each.transcoders))
+    if len(names) > 1:
+        listed = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        raise QueryError(
+            f"query {query}: the graphs have features of {len(names)} transcoders ({listed}), "
+            "which are not comparable",
+            "Choose graphs of one; circuitbase sets make NAME transcoder_id=… makes a set of them",
+        )
+    return names[0] if names else None
+
+
+def check_share(query: str, name: str, value: float) -> None:
+    """Check a parameter that is a share.
+
+    Raises
+    ------
+    QueryError
+        If it is outside [0, 1].
+    """
+    if not 0 <= value <= 1:
+        raise QueryError(f"query {query}: {name} is {value}", "Give a share, from 0 to 1")
 
 
 def choose_one_or_set(
-    store: Store, query: str, names: Sequence[str] | None, prompt_set: str | None
+    store: Store, query: str, names: Sequence[str] | None, prompt_set: GraphSet | None
 ) -> Chosen:
     """Choose as :func:`choose` does, where a question takes graphs or a set.
 
@@ -196,10 +308,10 @@ def check_set(store: Store, name: str) -> None:
         If it does not; the message suggests the nearest.
     """
     known = [row["name"] for row in store.rows(_SETS)]
-    if name not in known:
+    if name not in known and not any(each.startswith(f"{name}/") for each in known):
         raise NotFoundError(
             f"no prompt set {name!r} is stored",
-            nearest(name, known) or "circuitbase sets lists them",
+            nearest(name, with_above(known)) or "circuitbase sets lists them",
         )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import pandas as pd
 
-from queries.asking import ask, choose, choose_one_or_set, table
+from queries.asking import GraphSet, ask, choose, choose_one_or_set, table
 from queries.library import Query, describe
 from tracer.errors import QueryError, ScoreError
 
@@ -36,7 +36,7 @@ Kind = Literal["feature", "error", "embedding", "logit"]
 _FIGURES: Final = ("completeness", "replacement", "mean_path_length", "lost")
 
 
-def graphs(store: Store, prompt_set: str | None = None) -> pd.DataFrame:
+def graphs(store: Store, prompt_set: GraphSet | None = None) -> pd.DataFrame:
     """List stored graphs, in the order stored.
 
     Parameters
@@ -67,7 +67,7 @@ def graphs(store: Store, prompt_set: str | None = None) -> pd.DataFrame:
 def scores(
     store: Store,
     graphs: Sequence[str] | str | None = None,
-    prompt_set: str | None = None,
+    prompt_set: GraphSet | None = None,
     rule: Rule | None = None,
 ) -> pd.DataFrame:
     """Completeness, replacement and mean path length of graphs, under one rule of pruning.
@@ -127,7 +127,7 @@ def scores(
 def path_lengths(
     store: Store,
     graph_id: str | None = None,
-    prompt_set: str | None = None,
+    prompt_set: GraphSet | None = None,
     pooled: bool = False,
 ) -> pd.DataFrame:
     """How the influence on the logits spreads over embedding→logit paths of each length.
@@ -268,7 +268,7 @@ def influence_by_layer(store: Store, graph_id: str) -> pd.DataFrame:
 def error_share(
     store: Store,
     graph_id: str | None = None,
-    prompt_set: str | None = None,
+    prompt_set: GraphSet | None = None,
     by: Literal["layer", "position", "token"] = "layer",
 ) -> pd.DataFrame:
     """Where the unexplained part sits: influence of the error nodes, by layer, position or token.
@@ -345,7 +345,7 @@ def _in_order(found: pd.DataFrame, ids: list[str]) -> pd.DataFrame:
 
 
 def _recorded(
-    store: Store, query: Query, names: Sequence[str] | None, prompt_set: str | None
+    store: Store, query: Query, names: Sequence[str] | None, prompt_set: GraphSet | None
 ) -> list[dict[str, Any]]:
     """Ask what the records of graphs tell, in the order of the graphs."""
     if names is not None and prompt_set is None:

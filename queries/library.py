@@ -30,7 +30,7 @@ from tracer.errors import QueryError, nearest
 
 __all__ = ["Parameter", "Query", "describe", "names"]
 
-_TYPES: Final = ("string", "strings", "integer", "number", "boolean")
+_TYPES: Final = ("string", "strings", "set", "integer", "number", "boolean")
 _FIELDS: Final = ("purpose", "parameters", "filled", "columns", "cost")
 _STATEMENT: Final = "// statement "
 
@@ -44,8 +44,8 @@ class Parameter:
     name
         Its name, in Python, on the command line and (``$name``) in the text.
     type
-        ``string``, ``strings``, ``integer``, ``number``, ``boolean``, or words to choose from,
-        joined by ``|``.
+        ``string``, ``strings``, ``set`` (a prompt set by name, or a list of graphs), ``integer``,
+        ``number``, ``boolean``, or words to choose from, joined by ``|``.
     required
         Whether it has no default.
     default
@@ -77,7 +77,7 @@ class Parameter:
             raise QueryError(
                 f"query {query}: parameter {self.name!r} is {value!r}", self._remedy(value)
             )
-        if self.type == "strings":
+        if self.type == "strings" or (self.type == "set" and not isinstance(value, str)):
             return [str(item) for item in value]
         return float(value) if self.type == "number" else value
 
@@ -87,6 +87,9 @@ class Parameter:
                 return isinstance(value, str)
             case "strings":
                 return isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)
+            case "set":
+                listed = isinstance(value, list | tuple) and len(value) > 0
+                return isinstance(value, str) or (listed and all(isinstance(v, str) for v in value))
             case "boolean":
                 return isinstance(value, bool)
             case "integer":
@@ -106,6 +109,8 @@ class Parameter:
                 return f"Give a string; on the command line, {self.name}='\"…\"' quotes a number"
             case "strings":
                 return f'Give a list of strings, such as {self.name}=\'["a", "b"]\''
+            case "set":
+                return f'Give a set by name, or graphs as {self.name}=\'["a", "b"]\''
             case "boolean":
                 return "Give true or false"
             case "integer":

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from queries.asking import ask, choose, find_node, table
+from queries.asking import GraphSet, ask, choose, find_node, table
 from queries.core import check_limit
 from queries.library import Query, describe
 from tracer.errors import NotFoundError
@@ -230,7 +230,7 @@ def strongest_paths(
         found = ask(store, query, "onward", node_id=node_ids[row]).iloc[0]
         return list(zip(found["ord"], found["share"], strict=True))
 
-    paths = _best_first(np.flatnonzero(sources).tolist(), targets, best, onward)
+    paths = best_first(np.flatnonzero(sources).tolist(), targets, best, onward)
     found = sorted(itertools.islice(paths, limit), key=lambda path: (-path.strength, path.rows))
     rows = [
         {
@@ -281,7 +281,7 @@ def supernode_edges(store: Store, graph_id: str) -> pd.DataFrame:
 
 
 def feature_occurrences(
-    store: Store, feature_id: str, prompt_set: str | None = None
+    store: Store, feature_id: str, prompt_set: GraphSet | None = None
 ) -> pd.DataFrame:
     """Where a feature acts: its nodes in every graph.
 
@@ -292,7 +292,7 @@ def feature_occurrences(
     feature_id
         ``{transcoder_id}/{layer}/{index}``.
     prompt_set
-        In the graphs of one set; left out, in all.
+        In the graphs of one set, or of a list; left out, in all.
 
     Returns
     -------
@@ -336,18 +336,18 @@ def _hops(
             yield values
 
 
-class _Path(NamedTuple):
+class Path(NamedTuple):
     rows: tuple[int, ...]
     shares: tuple[float, ...]
     strength: float
 
 
-def _best_first(
+def best_first(
     sources: list[int],
     targets: NDArray[np.bool_],
     best: list[Vector],
     onward: Callable[[int], list[tuple[int, float]]],
-) -> Iterator[_Path]:
+) -> Iterator[Path]:
     """Paths from sources to targets, strongest first.
 
     Parameters
@@ -362,29 +362,29 @@ def _best_first(
     onward
         Edges out of a node: rows of their targets, and shares.
     """
-    heap: list[tuple[float, int, tuple[int, ...], _Path]] = []
+    heap: list[tuple[float, int, tuple[int, ...], Path]] = []
 
-    def push(path: _Path, rest: float, complete: bool) -> None:
+    def push(path: Path, rest: float, complete: bool) -> None:
         if path.strength * rest > 0:
             # Rounded, so that paths of one strength are finished one after another, not side by
             # side: among equals the longest goes first.
             bound = round(-math.log(path.strength * rest), 12)
             heapq.heappush(heap, (bound, -2 * len(path.rows) - complete, path.rows, path))
 
-    def push_partial(path: _Path) -> None:
+    def push_partial(path: Path) -> None:
         left = len(best) - len(path.shares)
         if left > 0:
             push(path, float(best[left - 1][path.rows[-1]]), complete=False)
 
     for row in sources:
-        push_partial(_Path((row,), (), 1.0))
+        push_partial(Path((row,), (), 1.0))
     while heap:
         _, order, _, path = heapq.heappop(heap)
         if order % 2:
             yield path
             continue
         for row, share in onward(path.rows[-1]):
-            longer = _Path((*path.rows, row), (*path.shares, share), path.strength * share)
+            longer = Path((*path.rows, row), (*path.shares, share), path.strength * share)
             if targets[row]:
                 push(longer, 1.0, complete=True)
             push_partial(longer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shlex
@@ -115,6 +116,15 @@ def golden_graph(name: str, arrays: dict[str, np.ndarray]) -> AttributionGraph:
 def golden_pair(request, golden):
     """Each golden graph in turn, with its arrays."""
     return golden(request.param)
+
+
+@pytest.fixture(scope="session")
+def made() -> Any:
+    """Functions of made_weights.py: global weights of random numbers."""
+    spec = importlib.util.spec_from_file_location("made_weights", HERE / "made_weights.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # Stores ------------------------------------------------------------------------------------------

@@ -188,6 +188,18 @@ def test_export_does_not_write_into_a_folder_of_other_files(embedded_store, tmp_
 def test_neo4j_admin_import_makes_an_equal_store(engine, servers, embedded_store, graphs, tmp_path):
     servers.environment(engine)  # skips where its Java is absent
     fill(embedded_store, graphs)
+    first = [name for name in graphs[0].feature_ids if name is not None][:2]
+    figures = {"graphs": 2, "share": 1.0, "mean_influence": 0.25}
+    embedded_store.keep_circuit(
+        {
+            "name": "it",
+            "min_share": 0.5,
+            "graph_ids": [graph.graph_id for graph in graphs],
+            "transcoder_id": graphs[0].transcoder_id,
+            "features": [{"feature_id": name, "place": "last", **figures} for name in first],
+            "edges": [{"source": first[0], "target": first[1], "mean_weight": -0.5, **figures}],
+        }
+    )
     out = tmp_path / "admin"
     assert admin.export(embedded_store, out) == 2
     environment = {**servers._of(engine), "NEO4J_HOME": str(tmp_path / "home")}
@@ -208,6 +220,7 @@ def test_neo4j_admin_import_makes_an_equal_store(engine, servers, embedded_store
         auth = ("neo4j", found["NEO4J_PASSWORD"].strip("'"))
         with graphstore.connect(found["NEO4J_URI"].strip("'"), auth=auth) as store:
             assert store.verify().empty
+            assert repr(store.circuit("it")) == repr(embedded_store.circuit("it"))
             for kind, wanted in contents(embedded_store).items():
                 assert set(contents(store)[kind]) ^ set(wanted) == set()
             for graph in graphs:

@@ -126,6 +126,7 @@ def test_a_file_fills_the_store(any_target, names, pair, tmp_path, monkeypatch):
             "format": "traced",
             "prompt_id": "dallas",
             "metadata": {"answer": " Austin", "template": "capital"},
+            "answer_tokens": [" Austin"],
         }
 
     again = run(*words, "--set", "other")

@@ -50,7 +50,7 @@ def full_graph(n_features: int = 6, dtype=np.float32, seed: int = 0) -> Attribut
         "influence_full": random.random(n),
     }
     return AttributionGraph(
-        pd.DataFrame(columns),
+        pd.DataFrame(columns, dtype=object),  # pyarrow's strings hold no lone surrogates
         csr_array(adjacency),
         prompt="\ufeff a\x00\u2028b\U0001f600",
         tokens=["<bos>", " a\x00\r\n\ud800é"],

@@ -74,7 +74,8 @@ def test_hard_texts_and_parts(tmp_path):
                 "activation": [None, 0.1 + 0.2, None],
                 "probability": [None, None, 0.25],
                 "bias": [0.0, -1e-300, 5.0],
-            }
+            },
+            dtype=object,  # pyarrow's strings hold no lone surrogates
         ),
         csr_array(np.array([[0, 0, 0], [0.5, 0, 0], [0, 1 / 3, 0]], dtype=np.float32)),
         tokens=[" a\x00\r\n"],

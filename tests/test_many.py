@@ -170,7 +170,7 @@ def test_prompts_are_made_of_what_people_have():
 
 def test_every_prompt_has_one_result_equal_to_its_trace(pair):
     prompts = [
-        Prompt(TEXTS[0], "one", metadata={"answer": "x", "roles": [1]}),
+        Prompt(TEXTS[0], "one", metadata={"note": "x", "other": [1]}),
         TEXTS[1],
         "",
         [1, 265, 294],
@@ -191,7 +191,7 @@ def test_every_prompt_has_one_result_equal_to_its_trace(pair):
     assert found[0].graph.source == {
         "format": "traced",
         "prompt_id": "one",
-        "metadata": {"answer": "x", "roles": [1]},
+        "metadata": {"note": "x", "other": [1]},
     }
     assert found[1].graph.source == {"format": "traced"}
     assert found[4].graph_id == found[0].graph_id

@@ -28,8 +28,12 @@ FORBIDDEN = (
 SCANS = {
     # Every pair of features is looked at: its list of graphs says whether it counts.
     "recurring_edges": {"FeatureEdge"},
-    # Two sets by name, out of some tens: the planner may read all of them.
-    "features_only_in": {"PromptSet"},
+    "edges_by_graph": {"FeatureEdge"},
+    "recurring_paths": {"FeatureEdge"},
+    "motifs": {"FeatureEdge"},
+    "family_minus_common": {"FeatureEdge"},
+    # Without a set, every feature that somebody has described.
+    "features": {"Feature"},
     "all graphs": {"Graph"},
     "all sets": {"PromptSet"},
     "graphs of a set": {"PromptSet"},
@@ -38,6 +42,9 @@ SCANS = {
 SAMPLE = {
     "graph_ids": ["0" * 16, "1" * 16],
     "flags": [True, False],
+    "other_flags": [False, True],
+    "feature_ids": ["clt/1/2"],
+    "below": "gpt2/",
     "least": 2,
     "values": [0.5, 0.5],
     "nodes": ["0" * 16 + "/logit/1"],
@@ -52,6 +59,12 @@ SAMPLE = {
     "by": "layer",
     "min_share": 0.1,
     "limit": 10,
+    "label": "austin",
+    "layer": 1,
+    "weights_id": "0" * 16,
+    "direction": "in",
+    "min_graphs": 1,
+    "rows": [["clt/1/2", [0, 1]]],
 }
 
 STATEMENTS = [
@@ -62,6 +75,7 @@ STATEMENTS = [
     # Those that resolve names.
     pytest.param("all graphs", asking._ALL, id="all graphs"),
     pytest.param("graphs of a set", asking._SET, id="graphs of a set"),
+    pytest.param("graphs of a list", asking._NAMED, id="graphs of a list"),
     pytest.param("all sets", asking._SETS, id="all sets"),
     pytest.param("node", asking._NODE, id="node"),
     pytest.param("nodes", asking._NODES, id="nodes"),
@@ -70,7 +84,7 @@ STATEMENTS = [
 
 
 @pytest.fixture(scope="module", params=["neo4j-lts", "neo4j-calendar"])
-def server(request, golden):
+def server(request, golden, made):
     """A Neo4j store with some graphs: the planner looks at the counts."""
     given = request.getfixturevalue("servers").environment(request.param)
     auth = (given["NEO4J_USERNAME"], given["NEO4J_PASSWORD"])
@@ -81,6 +95,9 @@ def server(request, golden):
             for threshold in (0.8, 0.7, 0.6):
                 pruned = tracer.prune(graph, threshold)
                 store.write(pruned.replace(supernodes=[Supernode("a", (0, 1))]), prompt_set)
+        features = [(layer, index) for layer in range(4) for index in range(20)]
+        for seed in range(2):
+            store.write_weights(made.made_weights(features, seed))
         store.change("CALL db.awaitIndexes(60)")
         yield store
         empty(store)

@@ -67,9 +67,10 @@ def test_numbers_of_pairs_are_those_of_their_features(graph):
     rows = GraphRows(graph)
     steps = [step for step in writing._summaries(rows) if step.text is writing._FEATURE_EDGES]
     sent = [
-        (step.parameters["names"][s], step.parameters["names"][t], share, weight)
+        (step.parameters["names"][s], step.parameters["names"][t], share, weight, influence)
         for step in steps
-        for s, t, share, weight in step.parameters["rows"]
+        for s, t, share, weight, influence, positive in step.parameters["rows"]
+        if positive == (weight > 0)
     ]
     assert sent == [tuple(row) for row in rows.feature_edges.itertuples(index=False)]
 

@@ -188,7 +188,7 @@ def from_networkx(network: nx.DiGraph[Any], **fields: Any) -> AttributionGraph:
         if name == "weight" or name in held.get("dtype", {})
     }
     graph = _graph(
-        pd.DataFrame([values for _, values in network.nodes(data=True)]),
+        pd.DataFrame([values for _, values in network.nodes(data=True)], dtype=object),
         np.array([row_of[source] for source, _, _ in edges], np.int64),
         np.array([row_of[target] for _, target, _ in edges], np.int64),
         columns,

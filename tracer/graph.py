@@ -40,6 +40,7 @@ __all__ = [
     "Scores",
     "Supernode",
     "graph_identity",
+    "node_table",
 ]
 
 JSON = Any  # a value that json.dumps accepts
@@ -108,6 +109,26 @@ class Scores:
     replacement: float
     mean_path_length: float
     lost: float
+
+
+def node_table(columns: Mapping[str, Any]) -> pd.DataFrame:
+    """Make a table of nodes from its columns, with texts as Python's own.
+
+    Where pyarrow is installed, pandas would keep them as Arrow strings, which hold no lone
+    surrogates, and tokens of real vocabularies have them.
+
+    Parameters
+    ----------
+    columns
+        Values a column, by the names of :data:`NODE_COLUMNS`.
+    """
+    texts = {name for name, column in NODE_COLUMNS.items() if column.type == "text"}
+    return pd.DataFrame(
+        {
+            name: pd.Series(values, dtype=object) if name in texts else values
+            for name, values in columns.items()
+        }
+    )
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
@@ -30,7 +29,7 @@ from graphstore.formats.common import (
 )
 from graphstore.formats.header import build, dump_header, graph_header, load_header
 from tracer.errors import FormatError
-from tracer.graph import NODE_COLUMNS, AttributionGraph
+from tracer.graph import NODE_COLUMNS, AttributionGraph, node_table
 
 __all__ = ["HEADER", "read_circuit", "write_circuit"]
 
@@ -62,7 +61,7 @@ def read_circuit(path: Path, limits: Limits) -> AttributionGraph:
     with open_zip(path, limits) as archive:
         header = load_header(read_member(archive, HEADER, name), name, limits)
         n = field(header, "n_nodes", "whole", f"{name}: header")
-        nodes = pd.DataFrame(
+        nodes = node_table(
             {
                 column: _read_column(archive, str(column), n, name, limits)
                 for column in field(header, "columns", "list", f"{name}: header")

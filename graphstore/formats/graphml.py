@@ -153,6 +153,7 @@ def read_graphml(path: Path, limits: Limits) -> AttributionGraph:
     table = pd.DataFrame(
         [dict(attributes) for _, attributes in found.nodes(data=True)],
         columns=[c for c in NODE_COLUMNS if any(c in a for _, a in found.nodes(data=True))],
+        dtype=object,
     )
     for column in _NEEDED:
         missing = [node for node, a in found.nodes(data=True) if column not in a]

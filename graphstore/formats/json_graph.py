@@ -26,7 +26,7 @@ from graphstore.formats.common import Limits, field, parse_json, read_bytes, sho
 from graphstore.formats.identity import DEPTHS, Identity, cantor, identify, uncantor
 from graphstore.formats.influence_field import influence_meaning
 from tracer.errors import CircuitWarning, FormatError, GraphError
-from tracer.graph import AttributionGraph, Supernode
+from tracer.graph import AttributionGraph, Supernode, node_table
 
 __all__ = ["FEATURE_TYPES", "logit_token", "read_json", "source_facts"]
 
@@ -356,7 +356,7 @@ def _token_ids(nodes: _Nodes, n_tokens: int) -> list[int] | None:
 
 
 def _node_table(nodes: _Nodes, tokens: Sequence[str]) -> pd.DataFrame:
-    return pd.DataFrame(
+    return node_table(
         {
             "kind": nodes.kind,
             "layer": nodes.layer,
@@ -376,7 +376,7 @@ def _node_table(nodes: _Nodes, tokens: Sequence[str]) -> pd.DataFrame:
             "source_id": nodes.id,
             "source_js_id": nodes.js_id,
         }
-    ).astype(dict.fromkeys(("token", "label", "source_id", "source_js_id"), object))
+    )
 
 
 def logit_token(label: str | None) -> str | None:

@@ -22,7 +22,7 @@ from graphstore.formats.common import Limits, open_zip, read_member, shown
 from graphstore.formats.identity import custom_set
 from graphstore.formats.pickles import Record, Tensor, read_pickle
 from tracer.errors import FormatError, GraphError
-from tracer.graph import AttributionGraph
+from tracer.graph import AttributionGraph, node_table
 
 __all__ = ["read_torch"]
 
@@ -295,7 +295,7 @@ def _nodes(
         *range(n_tokens),
     ]
     unknown = [np.nan] * (n_errors + n_tokens)
-    return pd.DataFrame(
+    return node_table(
         {
             "kind": ["feature"] * n_features
             + ["error"] * n_errors

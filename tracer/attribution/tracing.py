@@ -22,7 +22,7 @@ from tracer.attribution.local import CONSTANTS, Indices, LocalModel
 from tracer.attribution.selecting import feature_targets, merge, select_features
 from tracer.attribution.targets import Outputs, Target, describe_targets, find_outputs
 from tracer.errors import SettingError, TracingError, nearest
-from tracer.graph import JSON, AttributionGraph, graph_identity
+from tracer.graph import JSON, AttributionGraph, graph_identity, node_table
 from tracer.models import Model
 from tracer.models.proof import tolerance
 from tracer.transcoders import Transcoder
@@ -360,7 +360,7 @@ def _nodes(
     for i, part in enumerate(CONSTANTS):
         columns[f"bias_{part}"] = np.concatenate([constants[:n, i], nothing, constants[n:, i]])
     columns["bias"] = np.concatenate([constants[:n].sum(1), nothing, constants[n:].sum(1)])
-    return pd.DataFrame(columns)
+    return node_table(columns)
 
 
 def _check_rows(
