@@ -186,7 +186,7 @@ def test_killed_and_started_again(model, corpus, tmp_path) -> None:
     common = ["train", "-m", model, "--corpus", corpus, *FAST[:4], "--batch", "64"]
     common += [
         "--steps",
-        "400",
+        "160",
         "--setting",
         "checkpoint_every=20",
         "--setting",
